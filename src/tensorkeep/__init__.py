@@ -1,0 +1,1 @@
+"""tensorkeep: a distributed store for large AI models."""

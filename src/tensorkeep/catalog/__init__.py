@@ -1,0 +1,1 @@
+"""What exists and where: the catalog's contract and its implementations."""

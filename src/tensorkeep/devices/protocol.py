@@ -1,0 +1,76 @@
+"""The contract of a device: a flat place that keeps objects under names, each written once and never changed.
+
+Every implementation passes ``tensorkeep.testing.device_contract``. Errors are ours, translated at the boundary:
+
+- `NotFound`: the device answers and the object is not there;
+- `Unavailable`: the device does not answer, or is suspect (an fsync failed), or the system reported an I/O error: "cannot
+  tell" is never "absent";
+- `Integrity`: an object is shorter than asked for;
+- `Capacity`: no room (bytes or inodes); `PermissionDenied`: read-only, or not allowed.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from typing_extensions import Buffer
+
+from tensorkeep.records.device import Durability
+
+
+class ObjectInfo(NamedTuple):
+    """One object in a listing."""
+
+    name: str
+    size_bytes: int
+
+
+class Device(Protocol):
+    """A place that keeps objects. All methods are blocking and thread safe."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials."""
+
+    @property
+    def durability(self) -> Durability:
+        """Whether what `flush` returned for survives a power cut (``durable``) or may not (``soft``)."""
+
+    def prepare(self) -> None:
+        """Make what the layout needs before the first object (folders), durably. Idempotent."""
+
+    def read_identity(self) -> bytes | None:
+        """Return the bytes of ``tensorkeep.json``, or None where the device answers and has none."""
+
+    def replace_identity(self, data: bytes) -> None:
+        """Write ``tensorkeep.json``, atomically and durably: the one object that is ever replaced."""
+
+    def put(self, name: str, data: Sequence[Buffer]) -> None:
+        """Write a new object, the concatenation of ``data``; all or nothing, durable once `flush` has returned.
+
+        Raises:
+            AlreadyExists: the name is taken (physical names are never reused: a bug above).
+        """
+
+    def flush(self) -> None:
+        """Return when every object put before, by any thread, is durable."""
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers, in order, with the bytes of an object from ``offset``. All bytes or an error."""
+
+    def read(self, name: str) -> bytes:
+        """Return a whole object."""
+
+    def size_of(self, name: str) -> int:
+        """Return the size of an object in bytes."""
+
+    def iter_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object whose name starts with a folder prefix (``parts/``, ``journal/``…), in no order."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; an absent one is no error. Durable once `flush` has returned."""
+
+    def sweep_unfinished(self, older_than_s: float) -> int:
+        """Remove unfinished writes that no living writer holds and that are older; return how many."""
+
+    def free_bytes(self) -> int | None:
+        """Return how many bytes can still be written, or None where nobody knows."""

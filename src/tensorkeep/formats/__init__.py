@@ -1,0 +1,1 @@
+"""Other people's files: readers that find the tensors in them."""

@@ -1,0 +1,84 @@
+"""What the catalog, the journal and the device itself say of a device.
+
+`DeviceIdentity` is the one file on a device that is replaced (``tensorkeep.json``): it ends with a BLAKE3 over the rest,
+so that a torn or damaged identity is never believed.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from tensorkeep.errors import Format, Integrity
+from tensorkeep.records.digest import blake3_256
+from tensorkeep.records.json_text import decode_canonical, encode_canonical
+from tensorkeep.records.layout import LAYOUT_VERSION
+from tensorkeep.records.ulid import parse_ulid
+
+IDENTITY_NAME = "tensorkeep.json"
+
+Durability = Literal["durable", "soft"]
+DeviceState = Literal["active", "lost"]
+
+_SEAL = b',"blake3":"'
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A device as the catalog and the journal know it.
+
+    Sizes are bytes, rates bytes per second. ``rate_limit`` is a limit that the user set; ``bandwidth`` what was given or
+    measured. ``lost`` devices are never read or written again.
+    """
+
+    id: str
+    name: str
+    url: str
+    zone: str
+    durability: Durability
+    state: DeviceState = "active"
+    capacity: int | None = None
+    bandwidth: int | None = None
+    rate_limit: int | None = None
+    untrusted: bool = False
+
+
+class DeviceIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of ``tensorkeep.json`` without its seal."""
+
+    layout: int
+    store: str
+    device: str
+    epoch: int
+    created_at: str
+
+
+def encode_identity(identity: DeviceIdentity) -> bytes:
+    """Return the bytes of ``tensorkeep.json``: canonical JSON whose last field is a ``blake3`` over the rest."""
+    body = encode_canonical(identity)
+    return body[:-1] + _SEAL + blake3_256(body).hex().encode() + b'"}\n'
+
+
+def decode_identity(data: bytes, *, device: str) -> DeviceIdentity:
+    """Return the identity that these bytes hold; ``device`` names it in errors.
+
+    Raises:
+        Integrity: the seal does not fit the rest.
+        Format: a newer layout, or not an identity at all.
+    """
+    text = data.rstrip(b"\n")
+    head, found, tail = text.rpartition(_SEAL)
+    if not found or not tail.endswith(b'"}') or data != text + b"\n":
+        raise Integrity(f"{IDENTITY_NAME} of device {device} has no seal: it is damaged or not ours", device=device)
+    body = head + b"}"
+    if blake3_256(body).hex().encode() != tail[:-2]:
+        raise Integrity(f"{IDENTITY_NAME} of device {device} is damaged: its checksum does not fit", device=device)
+    identity = decode_canonical(body, DeviceIdentity, what=f"{IDENTITY_NAME} of device {device}")
+    if identity.layout > LAYOUT_VERSION:
+        raise Format(
+            f"device {device} has layout version {identity.layout}, this tensorkeep knows {LAYOUT_VERSION}: "
+            "upgrade tensorkeep",
+            device=device,
+            layout=identity.layout,
+        )
+    parse_ulid(identity.store, what="store id")
+    parse_ulid(identity.device, what="device id")
+    return identity

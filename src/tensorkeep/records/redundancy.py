@@ -1,0 +1,75 @@
+"""Redundancy policies: how many losses of devices the bytes of a version survive, and in which form.
+
+``replicas=N`` keeps N whole copies and survives N-1 losses; ``ec=K+M`` keeps K data and M parity fragments and survives
+M. The text form is what users type and what the catalog and the journal store.
+"""
+
+import re
+from dataclasses import dataclass
+
+from tensorkeep.errors import InvalidInput
+
+_REPLICAS = re.compile(r"replicas=([1-9]\d{0,2})\Z")
+_ERASURE = re.compile(r"ec=([1-9]\d{0,2})\+([1-9]\d{0,2})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """N whole copies, each on a device of its own."""
+
+    copies: int
+
+    @property
+    def losses(self) -> int:
+        """How many lost devices the bytes survive."""
+        return self.copies - 1
+
+    @property
+    def slots(self) -> int:
+        """How many devices a part needs."""
+        return self.copies
+
+    def __str__(self) -> str:
+        return f"replicas={self.copies}"
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureCoded:
+    """K data fragments and M parity fragments, each on a device of its own. Layout v1 reserves the names for it."""
+
+    data: int
+    parity: int
+
+    @property
+    def losses(self) -> int:
+        """How many lost devices the bytes survive."""
+        return self.parity
+
+    @property
+    def slots(self) -> int:
+        """How many devices a part needs."""
+        return self.data + self.parity
+
+    def __str__(self) -> str:
+        return f"ec={self.data}+{self.parity}"
+
+
+Policy = Replicas | ErasureCoded
+
+
+def parse_policy(text: str) -> Policy:
+    """Return the policy that a text like ``replicas=2`` or ``ec=4+2`` names.
+
+    Raises:
+        InvalidInput: it names none.
+    """
+    if match := _REPLICAS.match(text):
+        return Replicas(int(match[1]))
+    if match := _ERASURE.match(text):
+        return ErasureCoded(int(match[1]), int(match[2]))
+    raise InvalidInput(f"{text!r} is no redundancy policy: write replicas=N (N ≥ 1) or ec=K+M", policy=text)
+
+
+def metadata_copies(policy: Policy, device_count: int) -> int:
+    """Return how many copies a manifest, checks or version record owes: losses + 1, at least two where two devices are."""
+    return max(1, min(device_count, max(policy.losses + 1, 2)))

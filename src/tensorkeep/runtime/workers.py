@@ -1,0 +1,72 @@
+"""Workers: who runs tasks in parallel. Threads in production, the caller itself in tests that need one order."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+
+class WorkerPool(Protocol):
+    """A bounded pool; a context manager that waits for its tasks when left."""
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "concurrent.futures.Future[Any]":
+        """Queue a task and return its future."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None: ...
+
+
+class Workers(Protocol):
+    """Opens pools."""
+
+    def open_pool(self, max_workers: int, name: str) -> WorkerPool:
+        """Return a pool of at most that many workers, named for debuggers."""
+
+    def cpu_count(self) -> int:
+        """Return how many processors this process may use."""
+
+
+class ThreadWorkers:
+    """Pools of threads."""
+
+    def open_pool(self, max_workers: int, name: str) -> WorkerPool:
+        """Return a thread pool."""
+        return concurrent.futures.ThreadPoolExecutor(max_workers, thread_name_prefix=f"tensorkeep-{name}")
+
+    def cpu_count(self) -> int:
+        """Return the number of processors this process may run on."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class InlineWorkers:
+    """Pools that run each task at once, in the caller's thread: one order, no races. For tests and simulations."""
+
+    def open_pool(self, max_workers: int, name: str) -> WorkerPool:  # noqa: ARG002 - the protocol's names
+        """Return a pool that runs tasks when they are submitted."""
+        return _InlinePool()
+
+    def cpu_count(self) -> int:
+        """Return 1."""
+        return 1
+
+
+class _InlinePool:
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "concurrent.futures.Future[Any]":
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(task(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - a future carries whatever the task raised
+            future.set_exception(error)
+        return future
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None:
+        return None
