@@ -1,0 +1,88 @@
+"""What holds for the whole suite: which tests run, that none skips, and that none touches the user's home."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Seeded: the same examples on every run, and nothing kept between runs. `--soak` looks for new ones.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("soak", database=None, deadline=None, print_blob=True, max_examples=1000)
+
+_LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+_SKIPPED = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the tests marked soak too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LEFT_OUT] = {}
+    config.stash[_SKIPPED] = []
+    settings.load_profile("soak" if config.getoption("--soak") else "suite")
+    config.pluginmanager.register(_SkipWatch(config.stash[_SKIPPED]), "tensorkeep-skip-watch")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what can't or shouldn't run here: deselected and named, never skipped."""
+    reasons = {}
+    if os.geteuid() != 0:
+        reasons["root"] = "they need root"
+    if not config.getoption("--soak"):
+        reasons["soak"] = "`make soak` runs them"
+    kept, left_out = [], []
+    for item in items:
+        mark = next((mark for mark in reasons if item.get_closest_marker(mark)), None)
+        if mark is None:
+            kept.append(item)
+        else:
+            left_out.append(item)
+            config.stash[_LEFT_OUT].setdefault(f"marked {mark}: {reasons[mark]}", []).append(item.nodeid)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+class _SkipWatch:
+    """Notes every test that skipped, or was expected to fail, without being marked gpu."""
+
+    def __init__(self, skipped: list[str]) -> None:
+        self._skipped = skipped
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and "gpu" not in report.keywords:
+            self._skipped.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self._skipped.append(report.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.stash[_SKIPPED]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for reason, names in config.stash[_LEFT_OUT].items():
+        terminalreporter.section(f"left out: {len(names)} tests {reason}")
+        for name in names:
+            terminalreporter.line(name)
+    if skipped := config.stash[_SKIPPED]:
+        terminalreporter.section("failed: only tests marked gpu may skip", red=True, bold=True)
+        for name in skipped:
+            terminalreporter.line(name)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder of the test's own: the default store and caches lie under it."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(folder))
+    for name in ("TENSORKEEP_STORE", "TENSORKEEP_TOKEN", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
