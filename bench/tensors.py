@@ -127,12 +127,20 @@ def _chunk_sizes(size_bytes: int) -> Iterator[int]:
 @cache
 def _normal_weights() -> npt.NDArray[np.uint16]:
     """Return the bits of 65,536 bf16 values, each as likely as the other: drawing a number draws a weight."""
-    normal = NormalDist(0.0, 0.02)
-    values = np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], np.float32)
-    return values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return _bfloat16_bits(_normal_values())
 
 
 @cache
 def _norm_weights() -> npt.NDArray[np.uint16]:
-    values = _normal_weights().view(ml_dtypes.bfloat16).astype(np.float32) + np.float32(1)
-    return values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return _bfloat16_bits(_normal_values() + np.float32(1))
+
+
+@cache
+def _normal_values() -> npt.NDArray[np.float32]:
+    normal = NormalDist(0.0, 0.02)
+    return np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], np.float32)
+
+
+def _bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    bits: npt.NDArray[np.uint16] = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return bits
