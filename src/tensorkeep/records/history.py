@@ -20,6 +20,7 @@ JOURNAL_FORMAT = 1
 RefKind = Literal["branch", "tag"]
 
 _Facts = TypeVar("_Facts", DeviceFacts, "ModelFacts")
+_Row = TypeVar("_Row", DeviceFacts, "VersionFacts")
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,9 +110,15 @@ class RefChanged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="snapshot"):
-    """The whole state at this entry; older entries are not needed any more once it is everywhere."""
+    """The whole state at this entry; older entries are not needed any more once it is everywhere.
+
+    Canonical JSON sorts the keys of the state's maps, so ``version_order`` (ids, oldest commit first) and ``device_order``
+    (ids, first added first) say what the maps can't.
+    """
 
     state: StoreState
+    version_order: tuple[str, ...] = ()
+    device_order: tuple[str, ...] = ()
 
 
 Change = StoreChanged | DeviceChanged | ModelChanged | VersionCommitted | VersionRemoved | RefChanged | Snapshot
@@ -147,11 +154,16 @@ def decode_entry(data: bytes) -> JournalEntry:
     return decode_canonical(data, JournalEntry, what="journal entry")
 
 
+def take_snapshot(state: StoreState) -> Snapshot:
+    """Return the change that holds a whole state, with the order of its versions and devices."""
+    return Snapshot(state=state, version_order=tuple(state.versions), device_order=tuple(state.devices))
+
+
 def apply_change(state: StoreState, change: Change) -> StoreState:
     """Return the state after a change. The state given is used up: it may be changed in place."""
     match change:
-        case Snapshot(state=whole):
-            return whole
+        case Snapshot():
+            return _restore(change)
         case StoreChanged(new=new):
             state.policy = new
         case DeviceChanged(old=old, new=new):
@@ -176,6 +188,22 @@ def fold_entries(entries: Iterable[JournalEntry]) -> StoreState:
         for change in entry.changes:
             state = apply_change(state, change)
     return state
+
+
+def _restore(snapshot: Snapshot) -> StoreState:
+    """Return a snapshot's state as a new value (the fold changes it), its maps in the order that they had."""
+    whole = snapshot.state
+    return StoreState(
+        policy=whole.policy,
+        devices=_in_order(whole.devices, snapshot.device_order),
+        models=dict(whole.models),
+        versions=_in_order(whole.versions, snapshot.version_order),
+        refs=list(whole.refs),
+    )
+
+
+def _in_order(rows: dict[str, _Row], order: tuple[str, ...]) -> dict[str, _Row]:
+    return {key: rows[key] for key in (*order, *rows) if key in rows}
 
 
 def _replace(rows: dict[str, _Facts], old: _Facts | None, new: _Facts | None) -> None:
