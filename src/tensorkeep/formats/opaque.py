@@ -1,0 +1,20 @@
+"""Files of no known format: bytes without tensors, stored and given back as they are."""
+
+from tensorkeep.formats.protocol import ByteSource, FileStructure
+
+OPAQUE = "opaque"
+"""The format's name in manifests."""
+
+
+class OpaqueReader:
+    """Claims every path and finds no tensors."""
+
+    name = OPAQUE
+
+    def claims(self, path: str) -> bool:  # noqa: ARG002 - every file may be opaque
+        """Return True."""
+        return True
+
+    def read_structure(self, source: ByteSource) -> FileStructure:  # noqa: ARG002 - nothing is read
+        """Return a structure without tensors, without reading."""
+        return FileStructure(OPAQUE, ())
