@@ -1,0 +1,144 @@
+"""The devices of a store."""
+
+from typing import Annotated, Any
+
+import typer
+
+from tensorkeep.cli.command import YesOption
+from tensorkeep.cli.documents import device_document
+from tensorkeep.cli.session import Session
+from tensorkeep.cli.tables import Block, Facts, Table
+from tensorkeep.cli.units import human_rate, human_size, parse_rate, parse_size
+
+DEVICE_HEADINGS = ("DEVICE", "STATE", "ZONE", ">OBJECTS", ">STORED", ">FREE", ">BANDWIDTH", "NOTE")
+
+
+def add(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the device is called in this store.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where it is: file:///mnt/nvme0, or a folder.")],
+    *,
+    zone: Annotated[
+        str | None,
+        typer.Option(
+            "--zone", metavar="ZONE", help="What fails together. Default: the device's name.", show_default=False
+        ),
+    ] = None,
+    capacity: Annotated[
+        str | None,
+        typer.Option("--capacity", metavar="SIZE", help="Store at most this much, e.g. 2TB.", show_default=False),
+    ] = None,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            "--bandwidth", metavar="RATE", help="Its speed, e.g. 3GB/s, instead of measuring.", show_default=False
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--rate-limit", metavar="RATE", help="Never read or write faster, e.g. 200MB/s.", show_default=False
+        ),
+    ] = None,
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="Check what it gives by cryptographic digest.")
+    ] = False,
+) -> None:
+    """Add a device; its bandwidth is measured, unless it is given."""
+    with session.store() as store:
+        facts = store.devices.add(
+            name,
+            url,
+            zone=zone,
+            capacity=None if capacity is None else parse_size(capacity, what="capacity"),
+            bandwidth=None if bandwidth is None else parse_rate(bandwidth, what="bandwidth"),
+            rate_limit=None if rate_limit is None else parse_rate(rate_limit, what="rate limit"),
+            untrusted=True if untrusted else None,
+        )
+    session.show(facts, lambda: [device_facts(facts, "added device")])
+
+
+def ls(
+    session: Session,
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show ids, URLs, limits and durability.")] = False,
+) -> None:
+    """List the devices, and what they hold."""
+    with session.store() as store:
+        statuses = store.devices.list()
+
+    def blocks() -> list[Block]:
+        listed: list[Block] = [device_table(statuses)]
+        if verbose:
+            listed += [device_facts(status.facts, "device") for status in statuses]
+        return listed
+
+    session.show({"devices": [device_document(status) for status in statuses]}, blocks)
+
+
+def lost(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.")],
+    *,
+    yes: YesOption = False,
+) -> None:
+    """Give up a device: it is never read or written again, and its copies no longer count."""
+    if not session.confirm(f"Give up device {name} for good, with all copies on it?", yes=yes):
+        typer.echo("nothing was changed", err=True)
+        raise typer.Exit(1)
+    with session.store() as store:
+        facts = store.devices.lost(name)
+    session.show(facts, lambda: [f"device {facts.name} is given up; push its models again to restore lost copies"])
+
+
+def device_table(statuses: Any) -> Table:
+    """Return the table of devices with their states and what they hold."""
+    rows = [
+        (
+            status.facts.name,
+            state_of(status),
+            status.facts.zone,
+            f"{status.objects:,}",
+            human_size(status.bytes),
+            "" if status.free_bytes is None else human_size(status.free_bytes),
+            "" if status.facts.bandwidth is None else human_rate(status.facts.bandwidth),
+            note_on(status),
+        )
+        for status in statuses
+    ]
+    return Table(DEVICE_HEADINGS, rows, empty="no devices; the first push adds one named local")
+
+
+def state_of(status: Any) -> str:
+    """Return ``ok``, ``lost`` or ``DOWN``."""
+    if status.facts.state == "lost":
+        return "lost"
+    return "ok" if status.reachable else "DOWN"
+
+
+def note_on(status: Any) -> str:
+    """Return what is wrong with a device, or remarkable."""
+    notes = [
+        status.problem if status.problem and status.facts.state != "lost" else "",
+        f"{status.bad_objects:,} damaged" if status.bad_objects else "",
+        f"journal {status.journal_behind:,} behind" if status.journal_behind else "",
+        "soft: its copies do not count" if status.facts.durability == "soft" else "",
+    ]
+    return "; ".join(note for note in notes if note)
+
+
+def device_facts(facts: Any, label: str) -> Facts:
+    """Return all that is fixed about one device."""
+    return Facts(
+        [
+            (label, facts.name),
+            ("id", facts.id),
+            ("url", facts.url),
+            ("zone", facts.zone),
+            ("durability", facts.durability),
+            ("capacity", None if facts.capacity is None else human_size(facts.capacity)),
+            ("bandwidth", None if facts.bandwidth is None else human_rate(facts.bandwidth)),
+            ("rate limit", None if facts.rate_limit is None else human_rate(facts.rate_limit)),
+            ("untrusted", "yes: checked by digest" if facts.untrusted else None),
+        ]
+    )

@@ -1,0 +1,235 @@
+"""Moving models: into the store, out of it as files, out of it into memory."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tensorkeep.cli.command import MessageOption, ModelArgument, SpecArgument
+from tensorkeep.cli.session import Session
+from tensorkeep.cli.tables import Block, Facts, Table
+from tensorkeep.cli.units import exact_size, human_count, human_duration, human_rate, human_size, parse_size
+from tensorkeep.records.names import parse_revision
+
+
+class Verify(StrEnum):
+    """How what is read is checked."""
+
+    BLOCKS = "blocks"
+    DIGEST = "digest"
+    OFF = "off"
+
+
+VerifyOption = Annotated[
+    Verify,
+    typer.Option("--verify", help="Check each block (against accidents), each part's digest (attackers), or nothing."),
+]
+
+
+def push(
+    session: Session,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a file.")],
+    model: ModelArgument,
+    *,
+    branch: Annotated[str, typer.Option("--branch", metavar="NAME", help="The branch to move.")] = "main",
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="NAME", help="Tag the version too.", show_default=False)
+    ] = None,
+    message: MessageOption = "",
+    author: Annotated[
+        str | None, typer.Option("--author", metavar="NAME", help="Who made it. Default: the user.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", metavar="METHOD", help="Where to cut: auto, tensor or size.")
+    ] = "auto",
+    part_size: Annotated[
+        str | None,
+        typer.Option(
+            "--part-size", metavar="SIZE", help="Whole MiB, at most 64MiB. Default: by size.", show_default=False
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option("--replicas", metavar="N", min=1, help="Keep N copies; later pushes do too.", show_default=False),
+    ] = None,
+    ec: Annotated[
+        str | None,
+        typer.Option(
+            "--ec", metavar="K+M", help="Keep K data and M parity fragments; later pushes do too.", show_default=False
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="MODEL@REV", help="Cut like that version, to share its parts.", show_default=False
+        ),
+    ] = None,
+    allow_soft: Annotated[
+        bool, typer.Option("--allow-soft", help="Count copies on devices that may forget (tmpfs, NFS, memory).")
+    ] = False,
+    allow_degraded: Annotated[
+        bool, typer.Option("--allow-degraded", help="With a device down, write the copies that can be written.")
+    ] = False,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read all files, also those that look unchanged.")] = False,
+) -> None:
+    """Store a folder or file as a new version of a model.
+
+    Only parts that are not stored yet are written. Where nothing changed since the branch's last version, none is made.
+    A push that was killed is resumed by running it again.
+    """
+    size = None if part_size is None else parse_size(part_size, what="part size")
+    with session.store() as store, session.progress() as progress:
+        version = store.push(
+            path,
+            model,
+            branch=branch,
+            tag=tag,
+            message=message,
+            author=author,
+            split=split,
+            part_size=size,
+            replicas=replicas,
+            ec=ec,
+            base=base,
+            allow_soft=allow_soft,
+            allow_degraded=allow_degraded,
+            rehash=rehash,
+            progress=progress,
+        )
+    for warning in version.report.warnings:
+        session.warn(warning)
+    session.show(version, lambda: _push_blocks(version))
+
+
+def pull(
+    session: Session,
+    spec: SpecArgument,
+    destination: Annotated[
+        str | None, typer.Argument(metavar="[DEST]", help="A folder. Default: ./NAME of the model.", show_default=False)
+    ] = None,
+    *,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Only these files; may be repeated.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that differ.")] = False,
+    verify: VerifyOption = Verify.BLOCKS,
+) -> None:
+    """Write a version's files into a folder.
+
+    They are the bytes that were pushed. A file that is there and differs is kept, and an error, unless --force is given.
+    """
+    folder = str(Path(parse_revision(spec).model.name)) if destination is None else destination
+    with session.store() as store, session.progress() as progress:
+        report = store.pull(spec, folder, include=include or None, force=force, verify=verify.value, progress=progress)
+    _warn_of_damage(session, report.load)
+    rate = report.bytes / report.load.seconds if report.load.seconds else 0.0
+
+    def blocks() -> list[Block]:
+        written = f"{report.written_files:,} written, {report.unchanged_files:,} already there"
+        return [
+            Facts(
+                [
+                    ("pulled", f"{spec} to {folder}"),
+                    ("files", f"{report.files:,} ({written})"),
+                    ("bytes", human_size(report.bytes)),
+                    ("time", f"{human_duration(report.load.seconds)}, {human_rate(rate)}"),
+                ]
+            )
+        ]
+
+    session.show({"spec": spec, "destination": folder, "report": report}, blocks)
+
+
+def load(
+    session: Session,
+    spec: SpecArgument,
+    *,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Only these tensors; may be repeated.", show_default=False),
+    ] = None,
+    framework: Annotated[
+        str, typer.Option("--framework", metavar="NAME", help="Whose arrays to make: numpy or torch.")
+    ] = "numpy",
+    verify: VerifyOption = Verify.BLOCKS,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Show the table of devices.")] = True,
+) -> None:
+    """Load tensors into memory and time each device.
+
+    L_i is the time of device i, L = max L_i that of the whole: the devices are read at once.
+    """
+    with session.store() as store, session.progress() as progress:
+        model = store.model(spec)
+        tensors = model.load(framework=framework, include=include or None, verify=verify.value, progress=progress)
+        loaded = len(tensors)
+        result = model.report
+    _warn_of_damage(session, result)
+    document = {"spec": spec, "version": model.version.id, "framework": framework, "tensors": loaded, "report": result}
+    session.show(document, lambda: _load_blocks(f"{spec} ({model.version.id[:12]})", loaded, result, table=report))
+
+
+def _push_blocks(version: Any) -> list[Block]:
+    report = version.report
+    stored = human_size(report.written_bytes) + " on all devices" if report.written_bytes else "nothing: all is there"
+    blocks: list[Block] = [
+        Facts(
+            [
+                ("version" if report.created else "unchanged", version.id),
+                ("model", version.model),
+                ("names", ", ".join([*version.branches, *(f"tag {tag}" for tag in version.tags)]) or None),
+                ("files", f"{report.files:,}, {human_size(report.bytes)}"),
+                ("parts", f"{report.parts:,}, {report.new_parts:,} of them new ({human_size(report.new_bytes)})"),
+                ("stored", stored),
+                ("policy", version.policy),
+                ("split", f"{report.method}, parts of {exact_size(report.part_size)}: {report.why}"),
+                ("time", f"{human_duration(report.seconds)}, {human_rate(report.rate_bytes_per_s)}"),
+            ]
+        )
+    ]
+    if report.device_bytes:
+        rows = [(name, human_size(size)) for name, size in sorted(report.device_bytes.items())]
+        blocks.append(Table(("DEVICE", ">WRITTEN"), rows))
+    return blocks
+
+
+def _load_blocks(title: str, tensors: int, report: Any, *, table: bool) -> list[Block]:
+    blocks: list[Block] = []
+    if table:
+        blocks.append(
+            Table(("DEVICE", ">READ", ">L_i", ">RATE", ">PREDICTED"), [_device_row(d) for d in report.devices])
+        )
+    blocks.append(
+        Facts(
+            [
+                ("loaded", f"{title}: {human_count(tensors, 'tensor')}, {human_size(report.bytes_needed)}"),
+                ("read", f"{human_size(report.bytes_read)}, verify={report.verify}"),
+                ("retried", human_count(report.retried, "read") if report.retried else None),
+                ("max L_i", human_duration(report.slowest_seconds)),
+                ("time", f"{human_duration(report.seconds)}, {human_rate(report.rate_bytes_per_s)}"),
+            ]
+        )
+    )
+    return blocks
+
+
+def _device_row(device: Any) -> tuple[str, ...]:
+    rate = human_rate(device.bytes / device.seconds) if device.seconds else ""
+    predicted = "" if device.predicted_seconds is None else human_duration(device.predicted_seconds)
+    return device.name, human_size(device.bytes), human_duration(device.seconds), rate, predicted
+
+
+def _warn_of_damage(session: Session, report: Any) -> None:
+    """Warn once for each device whose copies failed; the load itself was served by others."""
+    by_device: dict[str, list[Any]] = {}
+    for damage in report.damaged:
+        by_device.setdefault(damage.device_name, []).append(damage)
+    for name, damages in by_device.items():
+        first = damages[0]
+        more = f" and {len(damages) - 1:,} more" if len(damages) > 1 else ""
+        session.warn(
+            f"device {name}: {first.reason}{more}; other copies were read instead. Push the model again to restore them",
+            device=name,
+            damaged=[damage.location for damage in damages],
+        )
