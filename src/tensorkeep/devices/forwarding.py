@@ -1,0 +1,103 @@
+"""The base of devices that wrap another: every call goes through one method, which a wrapper overrides."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from typing import TypeVar
+
+from typing_extensions import Buffer
+
+from tensorkeep.devices.protocol import Device, ObjectInfo
+from tensorkeep.records.device import Durability
+
+T = TypeVar("T")
+
+
+class ForwardingDevice:
+    """Does what the device inside does. Thread safe as that one is.
+
+    Args:
+        inner: the device to wrap.
+    """
+
+    def __init__(self, inner: Device) -> None:
+        self.inner = inner
+
+    def around(self, method: str, name: str, call: Callable[[], T]) -> T:
+        """Return what the call returns. Wrappers override this.
+
+        Args:
+            method: the name of the device's method.
+            name: the object's name or prefix; "" for calls that concern no object.
+            call: calls that method of the device inside; may be called again.
+        """
+        del method, name
+        return call()
+
+    @property
+    def url(self) -> str:
+        """The URL of the device inside."""
+        return self.inner.url
+
+    @property
+    def durability(self) -> Durability:
+        """The durability of the device inside."""
+        return self.inner.durability
+
+    def prepare(self) -> None:
+        """Prepare the device inside."""
+        self.around("prepare", "", self.inner.prepare)
+
+    def read_identity(self) -> bytes | None:
+        """Return the identity, or None."""
+        return self.around("read_identity", "", self.inner.read_identity)
+
+    def replace_identity(self, data: bytes) -> None:
+        """Replace the identity."""
+        self.around("replace_identity", "", lambda: self.inner.replace_identity(data))
+
+    def put(self, name: str, data: Sequence[Buffer]) -> None:
+        """Put an object."""
+        self.around("put", name, lambda: self.inner.put(name, data))
+
+    def flush(self) -> None:
+        """Flush the device inside."""
+        self.around("flush", "", self.inner.flush)
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers."""
+        self.around("read_into", name, lambda: self.inner.read_into(name, offset, buffers))
+
+    def read(self, name: str) -> bytes:
+        """Return a whole object."""
+        return self.around("read", name, lambda: self.inner.read(name))
+
+    def size_of(self, name: str) -> int:
+        """Return the size of an object in bytes."""
+        return self.around("size_of", name, lambda: self.inner.size_of(name))
+
+    def iter_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield objects; the first of them inside `around`, so that an error of the start of a listing is seen there."""
+        return self.around("iter_objects", prefix, lambda: _started(self.inner.iter_objects(prefix)))
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        self.around("delete", name, lambda: self.inner.delete(name))
+
+    def sweep_unfinished(self, older_than_s: float) -> int:
+        """Sweep the device inside."""
+        return self.around("sweep_unfinished", "", lambda: self.inner.sweep_unfinished(older_than_s))
+
+    def free_bytes(self) -> int | None:
+        """Return the free bytes of the device inside."""
+        return self.around("free_bytes", "", self.inner.free_bytes)
+
+
+def innermost(device: Device) -> Device:
+    """Return the device inside all wrappers."""
+    while isinstance(device, ForwardingDevice):
+        device = device.inner
+    return device
+
+
+def _started(objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
+    return chain(list(islice(objects, 1)), objects)

@@ -1,0 +1,203 @@
+"""Reading a folder of this machine as a device: what `LocalDevice` does without changing anything.
+
+Objects are read with ``preadv``, never mapped: a file that shrinks under a mapping kills the process, here it is an
+`Integrity` error. Absence is told from a disk that is not there: an empty mount point is `Unavailable`, not `NotFound`.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+
+from tensorkeep.devices import mounts
+from tensorkeep.devices.buffers import byte_views, count_bytes, move_all
+from tensorkeep.devices.object_names import UNFINISHED_FOLDER, check_object_name, folders_to_list
+from tensorkeep.devices.os_errors import translated_os_errors
+from tensorkeep.devices.protocol import ObjectInfo
+from tensorkeep.devices.system_calls import SystemCalls
+from tensorkeep.errors import Integrity, InvalidInput, NotFound, Unavailable
+from tensorkeep.records.device import IDENTITY_NAME, Durability
+
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # NONBLOCK: whatever lies under the name, opening it does not hang
+
+
+class LocalReader:
+    """The reading half of `tensorkeep.devices.local.LocalDevice`; thread safe, without state.
+
+    Args:
+        path: absolute path of the folder.
+        url: its canonical URL, for messages and records.
+        system: the system calls.
+    """
+
+    def __init__(self, path: str, *, url: str, system: SystemCalls) -> None:
+        if not os.path.isabs(path):
+            raise InvalidInput(f"a local device needs an absolute path, not {path!r}", path=path)
+        self._root = path
+        self._url = url
+        self._system = system
+
+    @property
+    def url(self) -> str:
+        """The canonical ``file:`` URL."""
+        return self._url
+
+    @property
+    def durability(self) -> Durability:
+        """What the mount under the folder promises; looked up at the first use."""
+        return self._durability
+
+    @cached_property
+    def _durability(self) -> Durability:
+        with translated_os_errors("looking up the mount", url=self._url):
+            self._check_root()
+            return mounts.durability_of(self._root)
+
+    def read_identity(self) -> bytes | None:
+        """Return the bytes of ``tensorkeep.json``; None where the folder is there without one."""
+        with translated_os_errors(f"reading {IDENTITY_NAME}", url=self._url, name=IDENTITY_NAME):
+            try:
+                descriptor = self._system.open(self._path(IDENTITY_NAME), _READ)
+            except FileNotFoundError:
+                self._check_root()
+                return None
+            return self._read_open(descriptor, IDENTITY_NAME)
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers with ``preadv``; the object's size is checked before the first byte."""
+        check_object_name(name)
+        if offset < 0:
+            raise InvalidInput(f"reading {name} from the negative offset {offset}", object=name, offset=offset)
+        views = byte_views(buffers)
+        end = offset + count_bytes(views)
+        with translated_os_errors(f"reading {name}", url=self._url, name=name):
+            descriptor = self._open_object(name)
+            try:
+                size = self._object_size(self._system.fstat(descriptor), name)
+                if end > size:
+                    raise self._too_short(name, end, size)
+                reached = offset + move_all(partial(self._system.preadv, descriptor), views, offset)
+                if reached != end:
+                    raise self._too_short(name, end, reached)
+            finally:
+                self._system.close(descriptor)
+
+    def read(self, name: str) -> bytes:
+        """Return a whole object."""
+        check_object_name(name)
+        with translated_os_errors(f"reading {name}", url=self._url, name=name):
+            return self._read_open(self._open_object(name), name)
+
+    def size_of(self, name: str) -> int:
+        """Return the size of an object in bytes."""
+        check_object_name(name)
+        with translated_os_errors(f"looking at {name}", url=self._url, name=name):
+            try:
+                return self._object_size(os.lstat(self._path(name)), name)
+            except FileNotFoundError as error:
+                raise self._absent(name) from error
+
+    def iter_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the regular files under a folder prefix; ``""`` is every folder of the layout but ``tmp``."""
+        return self._iter_folders(folders_to_list(prefix))
+
+    def free_bytes(self) -> int | None:
+        """Return what the file system has for users without privileges."""
+        with translated_os_errors("asking for free space", url=self._url):
+            self._check_root()
+            found = os.statvfs(self._root)
+            return found.f_bavail * found.f_frsize
+
+    def drop_cached(self, name: str) -> None:
+        """Ask the kernel to forget an object's pages, so that the next read comes from the disk: a hint, no promise."""
+        with translated_os_errors(f"dropping {name} from the cache", url=self._url, name=name):
+            descriptor = self._open_object(name)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                self._system.close(descriptor)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._root, name) if name else self._root
+
+    def _check_root(self) -> None:
+        """Return if the folder is there; else raise `Unavailable`."""
+        if not os.path.isdir(self._root):
+            raise Unavailable(
+                f"the folder of {self._url} is missing: is the disk mounted?", device=self._url, reason="missing_root"
+            )
+
+    def _check_prepared(self) -> None:
+        """Return if the folder is there and is a device's; else raise `Unavailable`: nothing can be said of any object."""
+        self._check_root()
+        if not os.path.isdir(self._path(UNFINISHED_FOLDER)):
+            raise Unavailable(
+                f"the folder of {self._url} has no {UNFINISHED_FOLDER!r} in it: is the disk mounted?",
+                device=self._url,
+                reason="not_prepared",
+            )
+
+    def _open_object(self, name: str) -> int:
+        try:
+            return self._system.open(self._path(name), _READ)
+        except FileNotFoundError as error:
+            raise self._absent(name) from error
+
+    def _absent(self, name: str) -> NotFound:
+        """Return the error for an absent object, if the disk is there at all."""
+        self._check_prepared()
+        return NotFound(f"{name} is not on {self._url}", device=self._url, object=name)
+
+    def _object_size(self, found: os.stat_result, name: str) -> int:
+        if not stat.S_ISREG(found.st_mode):
+            raise Integrity(f"{name} on {self._url} is not a regular file", device=self._url, object=name)
+        return found.st_size
+
+    def _read_open(self, descriptor: int, name: str) -> bytes:
+        """Return the whole content, and close the descriptor."""
+        try:
+            size = self._object_size(self._system.fstat(descriptor), name)
+            chunks: list[bytes] = []
+            reached = 0
+            while reached < size:
+                chunk = self._system.pread(descriptor, size - reached, reached)
+                if not chunk:
+                    raise self._too_short(name, size, reached)
+                chunks.append(chunk)
+                reached += len(chunk)
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        finally:
+            self._system.close(descriptor)
+
+    def _too_short(self, name: str, needed: int, size: int) -> Integrity:
+        return Integrity(
+            f"{name} on {self._url} is shorter than expected: {size} bytes where {needed} are needed",
+            device=self._url,
+            object=name,
+            size_bytes=size,
+            needed_bytes=needed,
+        )
+
+    def _iter_folders(self, folders: Sequence[str]) -> Iterator[ObjectInfo]:
+        with translated_os_errors("listing", url=self._url):
+            for folder in folders:
+                yield from self._iter_folder(folder)
+            # A disk that went away looks like empty folders: whoever reads the list to its end knows that it stayed.
+            self._check_prepared()
+
+    def _iter_folder(self, folder: str) -> Iterator[ObjectInfo]:
+        try:
+            entries = os.scandir(self._path(folder))
+        except FileNotFoundError:
+            return  # `_iter_folders` tells a folder that is not there from a disk that is not
+        with entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._iter_folder(name)
+                elif entry.is_file(follow_symlinks=False):
+                    try:
+                        size = entry.stat(follow_symlinks=False).st_size
+                    except FileNotFoundError:
+                        continue  # deleted meanwhile
+                    yield ObjectInfo(name, size)
