@@ -71,14 +71,21 @@ def decode_identity(data: bytes, *, device: str) -> DeviceIdentity:
     body = head + b"}"
     if blake3_256(body).hex().encode() != tail[:-2]:
         raise Integrity(f"{IDENTITY_NAME} of device {device} is damaged: its checksum does not fit", device=device)
-    identity = decode_canonical(body, DeviceIdentity, what=f"{IDENTITY_NAME} of device {device}")
-    if identity.layout > LAYOUT_VERSION:
+    what = f"{IDENTITY_NAME} of device {device}"
+    # The version alone first: a newer layout may have other fields, and its user must be told to upgrade.
+    head = decode_canonical(body, _Head, what=what)
+    if head.layout > LAYOUT_VERSION:
         raise Format(
-            f"device {device} has layout version {identity.layout}, this tensorkeep knows {LAYOUT_VERSION}: "
+            f"device {device} has layout version {head.layout}, this tensorkeep knows {LAYOUT_VERSION}: "
             "upgrade tensorkeep",
             device=device,
-            layout=identity.layout,
+            layout=head.layout,
         )
+    identity = decode_canonical(body, DeviceIdentity, what=what)
     parse_ulid(identity.store, what="store id")
     parse_ulid(identity.device, what="device id")
     return identity
+
+
+class _Head(msgspec.Struct):
+    layout: int

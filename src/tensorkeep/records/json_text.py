@@ -11,7 +11,7 @@ from tensorkeep.errors import Format, InvalidInput
 T = TypeVar("T")
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z", re.ASCII)
 
 
 def encode_canonical(value: Any) -> bytes:

@@ -79,13 +79,13 @@ class JournalName:
 ObjectName = PartName | FragmentName | ManifestName | ChecksName | VersionName | JournalName
 
 _HEX64 = r"(?P<digest>[0-9a-f]{64})"
-_ULID = r"(?P<ulid>[0-9A-HJKMNP-TV-Z]{26})"
+_ULID = r"(?P<ulid>[0-7][0-9A-HJKMNP-TV-Z]{25})"
 _PART = re.compile(rf"parts/(?P<fan>[0-9a-f]{{2}})/{_HEX64}\.{_ULID}(\.(?P<suffix>[a-z0-9-]+))?\Z")
-_FRAGMENT = re.compile(r"ec-([1-9]\d{0,2})-([1-9]\d{0,2})-(0|[1-9]\d{0,2})\Z")
+_FRAGMENT = re.compile(r"ec-([1-9][0-9]{0,2})-([1-9][0-9]{0,2})-(0|[1-9][0-9]{0,2})\Z")
 _MANIFEST = re.compile(rf"manifests/(?P<fan>[0-9a-f]{{2}})/{_HEX64}\.{_ULID}\.json\.zst\Z")
 _CHECKS = re.compile(rf"checks/(?P<fan>[0-9a-f]{{2}})/{_HEX64}\.{_ULID}\Z")
 _VERSION = re.compile(rf"versions/(?P<model>[0-9A-Z]{{26}})/(?P<digest>[0-9a-f]{{40}})\.{_ULID}\.json\Z")
-_JOURNAL = re.compile(rf"journal/(?P<epoch>\d{{8}})-(?P<seq>\d{{12}})\.{_HEX64}\.{_ULID}\.json\Z")
+_JOURNAL = re.compile(rf"journal/(?P<epoch>[0-9]{{8}})-(?P<seq>[0-9]{{12}})\.{_HEX64}\.{_ULID}\.json\Z")
 
 ROOT_FOLDERS = ("parts", "manifests", "checks", "versions", "journal", "tmp")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tensorkeep.errors import InvalidInput
 
-_REPLICAS = re.compile(r"replicas=([1-9]\d{0,2})\Z")
-_ERASURE = re.compile(r"ec=([1-9]\d{0,2})\+([1-9]\d{0,2})\Z")
+_REPLICAS = re.compile(r"replicas=([1-9][0-9]{0,2})\Z")
+_ERASURE = re.compile(r"ec=([1-9][0-9]{0,2})\+([1-9][0-9]{0,2})\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,15 @@ def parse_ulid(text: str, *, what: str = "ulid") -> str:
 
 
 def ulid_time(ulid: str) -> datetime:
-    """Return the moment in a ulid, UTC."""
+    """Return the moment in a ulid, UTC.
+
+    Raises:
+        Format: it lies past the year 9999 (48 bits reach to 10889).
+    """
     milliseconds = 0
     for character in ulid[:10]:
         milliseconds = milliseconds << 5 | _ALPHABET.index(character)
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except ValueError as error:
+        raise Format(f"the time in ulid {ulid!r} is past the year 9999", value=ulid) from error
