@@ -1,0 +1,114 @@
+"""Placement of new parts: which device gets which copy.
+
+Parts are dealt out in order, each copy to the device that would be done with it first: the one with the least
+``(bytes given + bytes of this part) / weight``. With weights in bytes per second that keeps the slowest device's time low, and
+since it holds after every part, any run of parts, so any layer too, is spread about by weight. Devices of one zone, full
+ones, and copies of one part are kept apart first; the rule then evens out by itself what that forces on it.
+
+Source: greedy list scheduling on uniform machines (Graham 1969); with equal parts it deals as the D'Hondt method does.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tensorkeep.errors import InvalidInput
+from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceShare:
+    """A device that can take parts. ``weight`` is its bandwidth, ``free_bytes`` its room (None: nobody knows, so enough)."""
+
+    id: str
+    zone: str
+    weight: float
+    free_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartToPlace:
+    """A new part: its size, and the layer that it belongs to (parts of a layer follow each other)."""
+
+    size_bytes: int
+    layer: int | None
+
+
+def place_parts(parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, copies: int) -> list[tuple[str, ...]]:
+    """Return for each part all devices, best first: the first ``copies`` are the plan, the rest take over when one fails.
+
+    No device is named twice for a part. The first copies are in different zones while enough zones have room, in all zones
+    where there are fewer. Devices without room for the part come last. The same input gives the same answer, in any order of
+    the devices.
+
+    Raises:
+        InvalidInput: not that many devices, or a weight that is no positive number.
+    """
+    check_policy(Replicas(copies), devices)
+    for device in devices:
+        if not (math.isfinite(device.weight) and device.weight > 0):
+            raise InvalidInput(f"device {device.id!r} has the weight {device.weight}: give it a bandwidth over 0")
+    loads = [_Load(device) for device in sorted(devices, key=lambda device: device.id)]
+    return [_place(part.size_bytes, loads, copies) for part in parts]
+
+
+def check_policy(policy: Policy, devices: Sequence[DeviceShare]) -> None:
+    """Return if these devices can hold what a policy asks for, so that an impossible one is refused before any write.
+
+    Raises:
+        InvalidInput: fewer devices than copies, or a policy that this version does not write.
+    """
+    if isinstance(policy, ErasureCoded):
+        raise InvalidInput(
+            f"{policy}: erasure coding is reserved by the layout and not written by this version: use --replicas",
+            policy=str(policy),
+        )
+    if policy.copies < 1:
+        raise InvalidInput(f"{policy.copies} copies asked for: at least one is needed", policy=str(policy))
+    count = len(devices)
+    if count == 0:
+        raise InvalidInput("there is no device that can take parts: add one with `tensorkeep device add`", devices=0)
+    if policy.copies > count:
+        raise InvalidInput(
+            f"{policy.copies} copies asked for, {count} {'device' if count == 1 else 'devices'}: add devices or lower --replicas",
+            policy=str(policy),
+            devices=count,
+        )
+
+
+class _Load:
+    """What a device has been given so far."""
+
+    __slots__ = ("free", "given", "id", "weight", "zone")
+
+    def __init__(self, device: DeviceShare) -> None:
+        self.id = device.id
+        self.zone = device.zone
+        self.weight = device.weight
+        self.free: float = math.inf if device.free_bytes is None else device.free_bytes
+        self.given = 0
+
+    def take(self, size: int) -> None:
+        self.given += size
+        self.free -= size
+
+
+def _place(size: int, loads: list[_Load], copies: int) -> tuple[str, ...]:
+    """Return all devices for one part, best first, and give its copies to the first ones that have room."""
+    # Of devices that would be done at once, the one with more room: small models do not all go to the first of equals.
+    by_finish = sorted(loads, key=lambda load: ((load.given + size) / load.weight, -load.free))
+    with_room = _spread_zones([load for load in by_finish if load.free >= size])
+    without = [load for load in by_finish if load.free < size]
+    for load in with_room[:copies]:
+        load.take(size)
+    return tuple(load.id for load in (*with_room, *without))
+
+
+def _spread_zones(loads: list[_Load]) -> list[_Load]:
+    """Return the devices with the first of every zone before the second of any, each round in the given order."""
+    rounds: dict[str, int] = {}
+    ranked: list[tuple[int, int]] = []
+    for position, load in enumerate(loads):
+        rounds[load.zone] = rounds.get(load.zone, -1) + 1
+        ranked.append((rounds[load.zone], position))
+    return [loads[position] for _, position in sorted(ranked)]

@@ -1,0 +1,176 @@
+"""Placement never puts two copies on one device, nor in one zone while zones suffice, and gives each device its share."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorkeep.errors import InvalidInput
+from tensorkeep.planning.placement import DeviceShare, PartToPlace, check_policy, place_parts
+from tensorkeep.records.layout import MIB
+from tensorkeep.records.redundancy import ErasureCoded, Replicas
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[DeviceShare]:
+    count = draw(st.integers(1, 6))
+    return [
+        DeviceShare(
+            id=f"d{number}",
+            zone=draw(st.sampled_from(["rack1", "rack2", "rack3", f"d{number}"])),
+            weight=draw(st.sampled_from([1e8, 1e9, 2.5e9, 1.0])),
+            free_bytes=draw(st.one_of(st.none(), st.integers(0, 400))),
+        )
+        for number in range(count)
+    ]
+
+
+PARTS = st.lists(st.builds(PartToPlace, size_bytes=st.integers(1, 100), layer=st.none()), max_size=40)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), devices=fleets(), parts=PARTS)
+def test_copies_are_on_different_devices_in_different_zones_where_there_is_room(
+    data: st.DataObject, devices: list[DeviceShare], parts: list[PartToPlace]
+) -> None:
+    copies = data.draw(st.integers(1, len(devices)))
+    zones = {device.id: device.zone for device in devices}
+    free = {device.id: math.inf if device.free_bytes is None else device.free_bytes for device in devices}
+    placed = place_parts(parts, devices, copies=copies)
+    assert len(placed) == len(parts)
+    for part, order in zip(parts, placed, strict=True):
+        assert sorted(order) == sorted(zones), "every device once"
+        room = [name for name in order if free[name] >= part.size_bytes]
+        assert list(order[: len(room)]) == room, "devices without room come last"
+        zones_with_room = {zones[name] for name in room}
+        used = [zones[name] for name in room[:copies]]
+        assert len(set(used)) == min(len(zones_with_room), len(used))
+        for name in room[:copies]:
+            free[name] -= part.size_bytes
+    assert all(left >= 0 for left in free.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), devices=fleets(), parts=PARTS)
+def test_the_answer_depends_on_the_input_only_and_not_on_the_order_of_devices(
+    data: st.DataObject, devices: list[DeviceShare], parts: list[PartToPlace]
+) -> None:
+    placed = place_parts(parts, devices, copies=1)
+    assert place_parts(parts, devices, copies=1) == placed
+    assert place_parts(parts, data.draw(st.permutations(devices)), copies=1) == placed
+
+
+def fleet(*weights: float, zones: Sequence[str] | None = None) -> list[DeviceShare]:
+    return [
+        DeviceShare(f"d{number}", zones[number] if zones else f"d{number}", weight, None)
+        for number, weight in enumerate(weights)
+    ]
+
+
+def shares(placed: Sequence[tuple[str, ...]], sizes: Sequence[int], copies: int) -> dict[str, float]:
+    """Return each device's share of all copies' bytes."""
+    given: Counter[str] = Counter()
+    for order, size in zip(placed, sizes, strict=True):
+        for name in order[:copies]:
+            given[name] += size
+    return {name: given[name] / (copies * sum(sizes)) for name in placed[0]}
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, 1, 1), (1, 2, 3), (5, 1, 1, 1), (2.4e9, 1.1e9, 0.3e9), (1, 100)])
+def test_devices_get_shares_by_weight_over_all_parts_and_over_every_layer(weights: tuple[float, ...]) -> None:
+    devices = fleet(*weights)
+    layer = 40
+    parts = [PartToPlace(16 * MIB, number // layer) for number in range(60 * layer)]
+    placed = place_parts(parts, devices, copies=1)
+    sizes = [part.size_bytes for part in parts]
+    for name, share in shares(placed, sizes, 1).items():
+        expected = weights[int(name[1:])] / sum(weights)
+        assert share == pytest.approx(expected, abs=0.01)
+        for start in range(0, len(parts) - layer, 7):
+            run = shares(placed[start : start + layer], sizes[start : start + layer], 1)
+            assert run[name] == pytest.approx(expected, abs=2 / layer), "within two parts of its share in any run"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.floats(0.1, 10), min_size=2, max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_no_device_is_done_much_later_than_a_perfect_split_would_be(weights: list[float], seed: int) -> None:
+    rng = random.Random(seed)
+    parts = [PartToPlace(rng.choice([rng.randint(1, MIB), 16 * MIB, 64 * MIB]), None) for _ in range(300)]
+    placed = place_parts(parts, fleet(*weights), copies=1)
+    given_bytes: Counter[str] = Counter()
+    for part, order in zip(parts, placed, strict=True):
+        given_bytes[order[0]] += part.size_bytes
+    last = max(given_bytes[f"d{number}"] / weight for number, weight in enumerate(weights))
+    perfect = sum(part.size_bytes for part in parts) / sum(weights)
+    assert last <= (perfect + len(weights) * 64 * MIB / sum(weights)) * (1 + 1e-9)
+
+
+def test_all_copies_count_and_a_device_with_every_part_leaves_the_rest_to_the_others_by_weight() -> None:
+    parts = [PartToPlace(MIB, None)] * 3000
+    sizes = [MIB] * 3000
+    even = shares(place_parts(parts, fleet(2, 3, 2, 3), copies=2), sizes, 2)
+    assert even == pytest.approx({"d0": 0.2, "d1": 0.3, "d2": 0.2, "d3": 0.3}, abs=0.01)
+    capped = shares(place_parts(parts, fleet(100, 1, 2), copies=2), sizes, 2)
+    assert capped == pytest.approx({"d0": 1 / 2, "d1": 1 / 6, "d2": 1 / 3}, abs=0.01)
+    zoned = shares(place_parts(parts, fleet(1, 3, 9, zones=["a", "b", "b"]), copies=2), sizes, 2)
+    assert zoned == pytest.approx({"d0": 1 / 2, "d1": 1 / 8, "d2": 3 / 8}, abs=0.01)
+
+
+def test_a_full_device_leaves_its_share_to_the_others() -> None:
+    devices = [
+        DeviceShare("full", "a", 1, 0),
+        DeviceShare("small", "b", 1, 10 * MIB),
+        DeviceShare("large", "c", 1, None),
+    ]
+    placed = place_parts([PartToPlace(MIB, None)] * 100, devices, copies=1)
+    assert Counter(order[0] for order in placed) == {"small": 10, "large": 90}
+    assert all(order[-1] == "full" for order in placed[:10])
+
+
+def test_of_equal_devices_the_one_with_more_room_starts() -> None:
+    devices = [DeviceShare("a", "a", 1, 10 * MIB), DeviceShare("b", "b", 1, 20 * MIB)]
+    assert place_parts([PartToPlace(MIB, None)], devices, copies=1) == [("b", "a")]
+
+
+def test_no_parts_need_no_room() -> None:
+    assert place_parts([], fleet(1), copies=1) == []
+
+
+@pytest.mark.parametrize(
+    ("copies", "devices", "words"),
+    [
+        (3, 2, "3 copies asked for, 2 devices: add devices or lower --replicas"),
+        (2, 1, "2 copies asked for, 1 device:"),
+        (1, 0, "device add"),
+        (0, 2, "at least one"),
+    ],
+)
+def test_an_impossible_policy_is_refused(copies: int, devices: int, words: str) -> None:
+    for refused in (
+        lambda: check_policy(Replicas(copies), fleet(*[1] * devices)),
+        lambda: place_parts([], fleet(*[1] * devices), copies=copies),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            refused()
+
+
+def test_as_many_copies_as_devices_are_possible_even_in_one_zone() -> None:
+    check_policy(Replicas(2), fleet(1, 1, zones=["a", "a"]))
+
+
+def test_erasure_coding_is_refused_by_this_version() -> None:
+    with pytest.raises(InvalidInput, match=r"ec=2\+1: erasure coding is reserved"):
+        check_policy(ErasureCoded(2, 1), fleet(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf])
+def test_a_device_without_a_bandwidth_is_refused(weight: float) -> None:
+    with pytest.raises(InvalidInput, match="d1"):
+        place_parts([], fleet(1, weight), copies=1)
