@@ -36,6 +36,10 @@ def main(arguments: Sequence[str], *, doors: "Doors | None" = None) -> int:
         code = _run_command(arguments, doors=doors)
         sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is fixed
         return code
+    except SystemExit:  # typer's own answer to a closed pipe while it prints help, even where it is told not to exit
+        from tensorkeep.cli.failures import READER_GONE
+
+        return READER_GONE
     except (KeyboardInterrupt, Exception) as raised:  # noqa: BLE001  # the door: users get a line, not a traceback
         from tensorkeep.cli.command import Carried
         from tensorkeep.cli.failures import READER_GONE, debug_text

@@ -1,5 +1,7 @@
 """The devices of a store."""
 
+import os
+import re
 from typing import Annotated, Any
 
 import typer
@@ -48,12 +50,12 @@ def add(
     with session.store() as store:
         facts = store.devices.add(
             name,
-            url,
+            device_url(url),
             zone=zone,
             capacity=None if capacity is None else parse_size(capacity, what="capacity"),
             bandwidth=None if bandwidth is None else parse_rate(bandwidth, what="bandwidth"),
             rate_limit=None if rate_limit is None else parse_rate(rate_limit, what="rate limit"),
-            untrusted=True if untrusted else None,
+            untrusted=untrusted,
         )
     session.show(facts, lambda: [device_facts(facts, "added device")])
 
@@ -89,6 +91,11 @@ def lost(
     with session.store() as store:
         facts = store.devices.lost(name)
     session.show(facts, lambda: [f"device {facts.name} is given up; push its models again to restore lost copies"])
+
+
+def device_url(text: str) -> str:
+    """Return a device's URL as the store takes it: a folder that the user named from where they are is made absolute."""
+    return text if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text) else os.path.abspath(text)
 
 
 def device_table(statuses: Any) -> Table:

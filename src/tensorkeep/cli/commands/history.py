@@ -120,9 +120,12 @@ def diff(
 
 def versions_of(store: Store, model: str) -> list[Any]:
     """Return all versions of a model, newest first: also those that no branch or tag reaches."""
-    ids = [row.version for row in store.du(model).rows]
-    versions = [store.model(f"{model}@{version}").version for version in ids]
-    return sorted(versions, key=lambda version: (version.created_at, version.id), reverse=True)
+    versions: dict[str, Any] = {}
+    for row in store.du(model).rows:
+        if row.version not in versions:  # a log holds ancestors too; it asks the catalog only, so devices may be down
+            entries = store.log(f"{model}@{row.version}")
+            versions |= {entry.id: entry.version for entry in entries if entry.version is not None}
+    return sorted(versions.values(), key=lambda version: (version.created_at, version.id), reverse=True)
 
 
 def when(time: str | None) -> str:

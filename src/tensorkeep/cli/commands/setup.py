@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from tensorkeep.cli.commands.devices import device_url
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts
 from tensorkeep.cli.units import human_count, human_duration
@@ -54,7 +55,9 @@ def rebuild_catalog(
     Without --from, the devices that the old catalog names are read, and those in the store's own folder. The old catalog
     is kept beside the new one.
     """
-    report = session.doors.rebuild_catalog(session.location, sources=source or [], force=force)
+    report = session.doors.rebuild_catalog(
+        session.location, sources=[device_url(url) for url in source or []], force=force
+    )
     for device in report.unreachable:
         session.warn(f"device {device} could not be read; what only it holds is not in the new catalog", device=device)
     for what in report.missing:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tensorkeep.cli.command import MessageOption, ModelArgument, SpecArgument
+from tensorkeep.cli.documents import to_plain
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import exact_size, human_count, human_duration, human_rate, human_size, parse_size
@@ -22,8 +23,13 @@ class Verify(StrEnum):
 
 
 VerifyOption = Annotated[
-    Verify,
-    typer.Option("--verify", help="Check each block (against accidents), each part's digest (attackers), or nothing."),
+    Verify | None,
+    typer.Option(
+        "--verify",
+        help="How to check: each block (against accidents), each part's digest (against attackers), or not at all. "
+        "Default: blocks; digest where a device is untrusted.",
+        show_default=False,
+    ),
 ]
 
 
@@ -114,7 +120,7 @@ def pull(
         typer.Option("--include", metavar="GLOB", help="Only these files; may be repeated.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that differ.")] = False,
-    verify: VerifyOption = Verify.BLOCKS,
+    verify: VerifyOption = None,
 ) -> None:
     """Write a version's files into a folder.
 
@@ -122,7 +128,7 @@ def pull(
     """
     folder = str(Path(parse_revision(spec).model.name)) if destination is None else destination
     with session.store() as store, session.progress() as progress:
-        report = store.pull(spec, folder, include=include or None, force=force, verify=verify.value, progress=progress)
+        report = store.pull(spec, folder, include=include or None, force=force, verify=verify, progress=progress)
     _warn_of_damage(session, report.load)
     rate = report.bytes / report.load.seconds if report.load.seconds else 0.0
 
@@ -131,7 +137,7 @@ def pull(
         return [
             Facts(
                 [
-                    ("pulled", f"{spec} to {folder}"),
+                    ("pulled", f"{spec} to {report.destination}"),
                     ("files", f"{report.files:,} ({written})"),
                     ("bytes", human_size(report.bytes)),
                     ("time", f"{human_duration(report.load.seconds)}, {human_rate(rate)}"),
@@ -139,7 +145,7 @@ def pull(
             )
         ]
 
-    session.show({"spec": spec, "destination": folder, "report": report}, blocks)
+    session.show({"spec": spec} | to_plain(report), blocks)
 
 
 def load(
@@ -153,7 +159,7 @@ def load(
     framework: Annotated[
         str, typer.Option("--framework", metavar="NAME", help="Whose arrays to make: numpy or torch.")
     ] = "numpy",
-    verify: VerifyOption = Verify.BLOCKS,
+    verify: VerifyOption = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Show the table of devices.")] = True,
 ) -> None:
     """Load tensors into memory and time each device.
@@ -162,7 +168,7 @@ def load(
     """
     with session.store() as store, session.progress() as progress:
         model = store.model(spec)
-        tensors = model.load(framework=framework, include=include or None, verify=verify.value, progress=progress)
+        tensors = model.load(framework=framework, include=include or None, verify=verify, progress=progress)
         loaded = len(tensors)
         result = model.report
     _warn_of_damage(session, result)

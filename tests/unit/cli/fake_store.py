@@ -1,0 +1,285 @@
+"""A store of canned reports for the command line's tests: it notes every call and can be told to fail."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Self
+
+from tensorkeep.cli.session import Doors
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.store.pull import PullReport
+from tensorkeep.store.reports import (
+    DeviceStatus,
+    Diff,
+    FileChange,
+    FileInfo,
+    GcReport,
+    LogEntry,
+    ModelSummary,
+    Problem,
+    Progress,
+    PushReport,
+    RebuildReport,
+    ShortVersion,
+    StatusReport,
+    TensorChange,
+    TensorInfo,
+    UsageReport,
+    UsageRow,
+    VerifyReport,
+    Version,
+)
+from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport
+
+NEW_ID = "4f1c2ab" + "0" * 33
+OLD_ID = "99e0d1c" + "1" * 33
+MODEL = "acme/llama"
+
+FACTS = DeviceFacts(
+    id="01J0000000000000000000000A",
+    name="nvme0",
+    url="file:///mnt/nvme0",
+    zone="rack1",
+    durability="durable",
+    capacity=2_000_000_000_000,
+    bandwidth=3_000_000_000,
+)
+DEVICE = DeviceStatus(
+    facts=FACTS, problem=None, objects=12, bytes=1_500_000_000, bad_objects=0, free_bytes=10**12, journal_behind=0
+)
+DOWN_DEVICE = DeviceStatus(
+    facts=DeviceFacts(
+        id="01J0000000000000000000000B",
+        name="hdd0",
+        url="file:///mnt/hdd0",
+        zone="hdd0",
+        durability="soft",
+        untrusted=True,
+    ),
+    problem="its folder is empty",
+    objects=3,
+    bytes=1000,
+    bad_objects=2,
+    free_bytes=None,
+    journal_behind=4,
+)
+PUSH_REPORT = PushReport(
+    created=True,
+    files=3,
+    bytes=2_000_000_000,
+    parts=125,
+    new_parts=5,
+    new_bytes=80_000_000,
+    written_bytes=160_000_000,
+    device_bytes={"nvme0": 80_000_000, "nvme1": 80_000_000},
+    method="tensor",
+    part_size=16 * 2**20,
+    why="safetensors files of 3 tensors",
+    seconds=2.0,
+    warnings=("device nvme1 is nearly full",),
+)
+VERSION = Version(
+    id=NEW_ID,
+    model=MODEL,
+    parent=OLD_ID,
+    message="second weights",
+    author="ada",
+    created_at="2026-01-02T03:04:05.678901Z",
+    total_bytes=2_000_000_000,
+    policy="replicas=2",
+    branches=("main",),
+    tags=("v2",),
+)
+OLD_VERSION = Version(
+    id=OLD_ID,
+    model=MODEL,
+    parent=None,
+    message="first weights",
+    author="ada",
+    created_at="2026-01-01T03:04:05.678901Z",
+    total_bytes=1_900_000_000,
+    policy="replicas=2",
+    tags=("v1",),
+)
+LOAD_REPORT = LoadReport(
+    bytes_needed=2_000_000_000,
+    bytes_read=2_000_500_000,
+    seconds=1.25,
+    devices=(
+        DeviceLoad(id=FACTS.id, name="nvme0", bytes=1_000_000_000, seconds=1.25, predicted_seconds=1.0),
+        DeviceLoad(id="B", name="nvme1", bytes=1_000_500_000, seconds=0.5, predicted_seconds=0.6),
+    ),
+    damaged=(),
+    retried=0,
+    verify="blocks",
+)
+DAMAGE = Damage(
+    location=7, part=3, device="B", device_name="nvme1", reason="block 2 does not fit its check", kind="corrupt"
+)
+FILES = [
+    FileInfo(path="model.safetensors", size_bytes=2_000_000_000, format="safetensors", sha256="ab" * 32, tensors=2)
+]
+TENSORS = [
+    TensorInfo(name="b", dtype="F32", shape=(), size_bytes=4, file="model.safetensors", digest="cd" * 32),
+    TensorInfo(name="w", dtype="BF16", shape=(32, 64), size_bytes=4096, file="model.safetensors", digest="ef" * 32),
+]
+DIFF = Diff(
+    old=OLD_ID,
+    new=NEW_ID,
+    files=(FileChange(kind="changed", path="model.safetensors", size_bytes=10, old_size_bytes=9),),
+    tensors=(
+        TensorChange(
+            kind="renamed",
+            name="w",
+            dtype="F32",
+            shape=(2,),
+            old_dtype="F32",
+            old_shape=(2,),
+            size_bytes=8,
+            old_name="v",
+        ),
+    ),
+)
+
+
+@dataclass
+class FakeStore:
+    """Answers each promise with the report that ``answers`` holds, or raises it where it is an exception."""
+
+    answers: dict[str, Any] = field(default_factory=dict)
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.answers = {
+            "devices.add": FACTS,
+            "devices.list": [DEVICE, DOWN_DEVICE],
+            "devices.lost": FACTS,
+            "push": Version(**{**_fields(VERSION), "report": PUSH_REPORT}),
+            "pull": PullReport(
+                destination="llama", files=3, bytes=2_000_000_000, written_files=2, unchanged_files=1, load=LOAD_REPORT
+            ),
+            "load": LOAD_REPORT,
+            "models": [
+                ModelSummary(
+                    MODEL, "01J0000000000000000000000M", "replicas=2", 2, ("main",), ("v1", "v2"), NEW_ID, 5, None
+                )
+            ],
+            "log": [LogEntry(NEW_ID, VERSION), LogEntry(OLD_ID, None)],
+            f"log {MODEL}@{OLD_ID}": [LogEntry(OLD_ID, OLD_VERSION), LogEntry("77" * 20, None)],
+            "diff": DIFF,
+            "tag": VERSION,
+            "branch": OLD_VERSION,
+            "delete_tag": None,
+            "delete_branch": None,
+            "rm": OLD_VERSION,
+            "rm_model": 2,
+            "verify": VerifyReport(objects=20, bytes=3_000_000, seconds=0.5, problems=()),
+            "gc": GcReport(False, 4, 400, 3, 300, 1, 100, 2, ()),
+            "du": UsageReport(
+                (UsageRow(MODEL, OLD_ID, 10, 9, 1), UsageRow(MODEL, NEW_ID, 20, 18, 5)),
+                30,
+                36,
+                {"nvme0": 18, "nvme1": 18},
+            ),
+            "status": StatusReport(
+                store="01J0000000000000000000000S",
+                location="/home/ada/.tensorkeep",
+                policy="replicas=2",
+                epoch=1,
+                journal_seq=17,
+                models=1,
+                versions=2,
+                devices=(DEVICE, DOWN_DEVICE),
+                short=(ShortVersion(MODEL, NEW_ID, 3),),
+                warnings=("device hdd0 does not answer",),
+            ),
+            **self.answers,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.closed = True
+
+    @property
+    def devices(self) -> Any:
+        return SimpleNamespace(
+            add=self._door("devices.add"), list=self._door("devices.list"), lost=self._door("devices.lost")
+        )
+
+    def model(self, spec: str) -> Any:
+        version = OLD_VERSION if OLD_ID in spec else VERSION
+        load = self._door("load")
+        model = SimpleNamespace(name=MODEL, version=version, files=FILES, tensors={t.name: t for t in TENSORS})
+
+        def load_and_report(**options: Any) -> dict[str, int]:
+            model.report = load(spec, **options)
+            return {"w": 1, "b": 2}
+
+        model.load = load_and_report
+        return model
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.answers:
+            raise AttributeError(name)
+        return self._door(name)
+
+    def _door(self, name: str) -> Any:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, args, kwargs))
+            if progress := kwargs.get("progress"):
+                progress(Progress("reading", 1, 2))
+                progress(Progress("reading", 2, 2))
+            result = self.answers.get(f"{name} {args[0]}" if args else name, self.answers[name])
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        return answer
+
+
+@dataclass
+class FakeDoors(Doors):
+    """Doors that give the fake store and note where it was asked for."""
+
+    store: FakeStore = field(default_factory=FakeStore)
+    locations: list[str | None] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, location: str | None) -> FakeStore:
+        self.locations.append(location)
+        return self.store
+
+    def init(self, location: str | None, *, replicas: int | None, ec: str | None) -> FakeStore:
+        self.locations.append(location)
+        self.options = {"replicas": replicas, "ec": ec}
+        return self.store
+
+    def rebuild_catalog(self, location: str | None, *, sources: list[str], force: bool) -> RebuildReport:
+        self.locations.append(location)
+        self.options = {"sources": sources, "force": force}
+        return RebuildReport(
+            store="01J0000000000000000000000S",
+            epoch=2,
+            models=1,
+            versions=2,
+            refs=3,
+            objects=20,
+            locations=40,
+            devices=("nvme0",),
+            unreachable=("hdd0",),
+            missing=("a manifest of version 99e0d1c",),
+            replaced="catalog.sqlite.old",
+            seconds=0.1,
+        )
+
+
+def problem_report() -> VerifyReport:
+    """Return a verification that found a lost part."""
+    problem = Problem(kind="corrupt", object="parts/ab/x", detail="digest differs", device="nvme0", lost=True)
+    return VerifyReport(objects=20, bytes=3_000_000, seconds=0.5, problems=(problem,))
+
+
+def _fields(version: Version) -> dict[str, Any]:
+    return {name: getattr(version, name) for name in Version.__dataclass_fields__}

@@ -1,0 +1,346 @@
+"""Each command calls its promise with what the user wrote, and prints what came back for people."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tensorkeep.store.reports import Diff, GcReport, Version
+from tests.unit.cli.conftest import Run
+from tests.unit.cli.fake_store import (
+    DAMAGE,
+    LOAD_REPORT,
+    MODEL,
+    NEW_ID,
+    OLD_ID,
+    PUSH_REPORT,
+    VERSION,
+    problem_report,
+)
+
+
+def test_push_passes_every_option_on(run: Run) -> None:
+    ran = run(
+        *(
+            "push",
+            "./llama",
+            MODEL,
+            "--branch",
+            "dev",
+            "--tag",
+            "v2",
+            "-m",
+            "note",
+            "--author",
+            "ada",
+            "--split",
+            "size",
+        ),
+        *(
+            "--part-size",
+            "16MiB",
+            "--replicas",
+            "2",
+            "--base",
+            "acme/old@v1",
+            "--allow-soft",
+            "--allow-degraded",
+            "--rehash",
+        ),
+    )
+    assert ran.call == (
+        "push",
+        ("./llama", MODEL),
+        {
+            "branch": "dev",
+            "tag": "v2",
+            "message": "note",
+            "author": "ada",
+            "split": "size",
+            "part_size": 16 * 2**20,
+            "replicas": 2,
+            "ec": None,
+            "base": "acme/old@v1",
+            "allow_soft": True,
+            "allow_degraded": True,
+            "rehash": True,
+        },
+    )
+    assert ran.code == 0
+
+
+def test_push_leaves_what_was_not_said_to_the_store(run: Run) -> None:
+    options = run("push", "./llama", MODEL).call[2]
+    assert {k: v for k, v in options.items() if v} == {"branch": "main", "split": "auto"}
+
+
+def test_push_shows_version_parts_bytes_method_time_and_devices(run: Run) -> None:
+    ran = run("push", "./llama", MODEL)
+    for text in (NEW_ID, MODEL, "125, 5 of them new (80.0 MB)", "160 MB on all devices", "tensor, parts of 16MiB"):
+        assert text in ran.out
+    assert "safetensors files of 3 tensors" in ran.out
+    assert "2.00 s, 1.00 GB/s" in ran.out
+    assert ["nvme0", "80.0", "MB"] in [line.split() for line in ran.out.splitlines()]
+    assert ran.err == "warning: device nvme1 is nearly full\n"
+
+
+def test_push_of_the_same_files_says_that_nothing_changed(run: Run) -> None:
+    report = dataclasses.replace(PUSH_REPORT, created=False, new_parts=0, new_bytes=0, written_bytes=0, device_bytes={})
+    ran = run("push", "./llama", MODEL, push=dataclasses.replace(VERSION, report=report))
+    assert f"unchanged  {NEW_ID}" in ran.out
+    assert "nothing: all is there" in ran.out
+
+
+def test_pull_writes_to_the_models_name_by_default(run: Run) -> None:
+    ran = run("pull", "acme/llama@v1")
+    assert ran.call == ("pull", ("acme/llama@v1", "llama"), {"include": None, "force": False, "verify": None})
+    assert "3 (2 written, 1 already there)" in ran.out
+
+
+def test_pull_passes_folder_globs_force_and_verification_on(run: Run) -> None:
+    ran = run("pull", MODEL, "out", "--include", "*.json", "--include", "*.txt", "--force", "--verify", "digest")
+    options = {"include": ["*.json", "*.txt"], "force": True, "verify": "digest"}
+    assert ran.call == ("pull", (MODEL, "out"), options)
+
+
+def test_load_shows_the_time_of_each_device_and_the_slowest(run: Run) -> None:
+    ran = run("load", "acme/llama@v2", "--include", "w*", "--framework", "torch", "--verify", "off")
+    assert ran.call == ("load", ("acme/llama@v2",), {"framework": "torch", "include": ["w*"], "verify": "off"})
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert ["nvme0", "1.00", "GB", "1.25", "s", "800", "MB/s", "1.00", "s"] in rows
+    assert ["max", "L_i", "1.25", "s"] in rows
+    assert "2 tensors, 2.00 GB" in ran.out
+    assert ran.err == ""
+
+
+def test_load_without_report_leaves_the_table_of_devices_out(run: Run) -> None:
+    ran = run("load", MODEL, "--no-report")
+    assert "nvme0" not in ran.out
+    assert "max L_i" in ran.out
+
+
+@pytest.mark.parametrize("command", ["load", "pull"])
+def test_damage_is_a_warning_for_each_device_and_exit_code_0(run: Run, command: str) -> None:
+    damaged = (DAMAGE, dataclasses.replace(DAMAGE, location=8), dataclasses.replace(DAMAGE, device_name="nvme2"))
+    report = dataclasses.replace(LOAD_REPORT, damaged=damaged)
+    pulled = run("pull", MODEL).doors.store.answers["pull"]
+    ran = run(command, MODEL, load=report, pull=dataclasses.replace(pulled, load=report))
+    assert ran.code == 0
+    warnings = ran.err.splitlines()
+    assert len(warnings) == 2
+    assert warnings[0].startswith("warning: device nvme1: block 2 does not fit its check and 1 more;")
+    assert warnings[1].startswith("warning: device nvme2: block 2 does not fit its check;")
+
+
+def test_ls_lists_models_and_says_what_to_do_without_any(run: Run) -> None:
+    assert MODEL in run("ls").out
+    assert "tensorkeep push PATH MODEL" in run("ls", models=[]).out
+
+
+def test_ls_of_a_model_lists_its_versions_newest_first(run: Run) -> None:
+    lines = run("ls", MODEL).out.splitlines()
+    assert [line.split()[0] for line in lines] == ["VERSION", NEW_ID[:12], OLD_ID[:12]]
+
+
+def test_show_sums_tensors_by_dtype_and_lists_them_on_request(run: Run) -> None:
+    short = run("show", MODEL).out
+    assert ["BF16", "1", "4.10", "kB"] in [line.split() for line in short.splitlines()]
+    assert "32, 64" not in short
+    long = run("show", MODEL, "--tensors", "--files").out
+    assert "[32, 64]" in long
+    assert "abababababab" in long
+
+
+def test_log_names_removed_versions(run: Run) -> None:
+    lines = run("log", MODEL).out.splitlines()
+    assert "second weights" in lines[1]
+    assert OLD_ID[:12] in lines[2]
+    assert "(removed)" in lines[2]
+
+
+def test_diff_shows_changes_and_counts_and_exits_with_0(run: Run) -> None:
+    ran = run("diff", f"{MODEL}@v1", f"{MODEL}@v2")
+    assert ran.call == ("diff", (f"{MODEL}@v1", f"{MODEL}@v2"), {})
+    assert "v -> w" in ran.out
+    assert "files: 1 changed; tensors: 1 renamed" in ran.out
+    assert ran.code == 0
+
+
+def test_diff_of_equal_versions_says_so(run: Run) -> None:
+    assert run("diff", MODEL, MODEL, diff=Diff(NEW_ID, NEW_ID, (), ())).out == "no differences\n"
+
+
+def test_tag_sets_lists_and_deletes(run: Run) -> None:
+    assert run("tag", MODEL, "v2").call == ("tag", (MODEL, "v2", "main"), {})
+    assert run("tag", MODEL, "v2", "v1").call == ("tag", (MODEL, "v2", "v1"), {})
+    assert run("tag", MODEL, "v2", "--delete").call == ("delete_tag", (MODEL, "v2"), {})
+    assert [line.split()[0] for line in run("tag", MODEL).out.splitlines()] == ["TAG", "v1", "v2"]
+
+
+def test_branch_moves_lists_and_deletes(run: Run) -> None:
+    assert run("branch", MODEL, "prod", "--to", "v1").call == ("branch", (MODEL, "prod"), {"to": "v1"})
+    assert run("branch", MODEL, "prod").call == ("branch", (MODEL, "prod"), {"to": "main"})
+    assert run("branch", MODEL, "prod", "--delete").call == ("delete_branch", (MODEL, "prod"), {})
+    assert [line.split()[0] for line in run("branch", MODEL).out.splitlines()] == ["BRANCH", "main"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tag", MODEL, "--delete"),
+        ("tag", MODEL, "v1", "main", "--delete"),
+        ("branch", MODEL, "--to", "v1"),
+        ("branch", MODEL, "--delete"),
+        ("branch", MODEL, "prod", "--to", "v1", "--delete"),
+        ("rm", MODEL),
+        ("rm", f"{MODEL}@v1", "--all", "--yes"),
+        ("init", "a", "--store", "b"),
+    ],
+)
+def test_words_that_contradict_each_other_are_refused_before_the_store_is_opened(
+    run: Run, words: tuple[str, ...]
+) -> None:
+    ran = run(*words)
+    assert ran.code == 2
+    assert ran.err.startswith("error: ")
+    assert ran.doors.locations == []
+
+
+def test_rm_removes_one_version_without_asking(run: Run) -> None:
+    ran = run("rm", f"{MODEL}@v1")
+    assert ran.call == ("rm", (f"{MODEL}@v1",), {})
+    assert f"removed {MODEL}@{OLD_ID[:12]}" in ran.out
+
+
+@pytest.mark.parametrize("words", [("rm", MODEL, "--all"), ("device", "lost", "nvme0")])
+def test_what_can_not_be_undone_is_refused_without_a_terminal_unless_yes(run: Run, words: tuple[str, ...]) -> None:
+    ran = run(*words)
+    assert ran.code == 2
+    assert "add --yes" in ran.err
+    assert ran.doors.store.calls == []
+    ran = run(*words, "--yes")
+    assert ran.code == 0
+    assert ran.call[0] in {"rm_model", "devices.lost"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "removed"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False), ("", False)]
+)
+@pytest.mark.parametrize("words", [("rm", MODEL, "--all"), ("device", "lost", "nvme0")])
+def test_a_terminal_is_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], answer: str, removed: bool
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin.readline", lambda: answer)
+    ran = run(*words)
+    assert "[y/N]" in ran.err
+    assert bool(ran.doors.store.calls) is removed
+    assert ran.code == (0 if removed else 1)
+
+
+def test_verify_exits_with_0_when_all_is_good_and_with_6_when_not(run: Run) -> None:
+    good = run("verify", MODEL)
+    assert good.call == ("verify", (MODEL,), {})
+    assert (good.code, "all good" in good.out) == (0, True)
+    bad = run("verify", verify=problem_report())
+    assert bad.code == 6
+    assert "LOST: no good copy; digest differs" in bad.out
+    assert "1 problem found" in bad.out
+
+
+def test_gc_reads_the_grace_with_its_unit(run: Run) -> None:
+    ran = run("gc", "--dry-run", "--grace", "90m", gc=GcReport(True, 4, 400, 3, 300, 1, 100, 2, ("hdd0",)))
+    assert ran.call == ("gc", (), {"dry_run": True, "grace_s": 5400.0})
+    assert "would be deleted" in ran.out
+    assert "device hdd0 could not be reached" in ran.err
+    assert run("gc").call == ("gc", (), {"dry_run": False, "grace_s": 86400.0})
+
+
+def test_du_shows_versions_devices_and_sums(run: Run) -> None:
+    ran = run("du", MODEL)
+    assert ran.call == ("du", (MODEL,), {})
+    assert [MODEL, OLD_ID[:12], "10", "B", "9", "B", "1", "B"] in [line.split() for line in ran.out.splitlines()]
+    assert "36 B" in ran.out
+
+
+def test_status_names_what_is_wrong_and_exits_with_0(run: Run) -> None:
+    ran = run("status")
+    assert ran.code == 0
+    assert "needs attention" in ran.out
+    line = next(line for line in ran.out.splitlines() if line.startswith("hdd0"))
+    for text in ("DOWN", "its folder is empty", "2 damaged", "journal 4 behind", "soft"):
+        assert text in line
+    assert ran.err == "warning: device hdd0 does not answer\n"
+
+
+def test_device_add_reads_sizes_and_rates_with_units(run: Run) -> None:
+    ran = run(
+        *(
+            "device",
+            "add",
+            "nvme0",
+            "file:///mnt/nvme0",
+            "--zone",
+            "rack1",
+            "--capacity",
+            "2TB",
+            "--bandwidth",
+            "3GB/s",
+        ),
+        *("--rate-limit", "200MB/s", "--untrusted"),
+    )
+    options = {
+        "zone": "rack1",
+        "capacity": 2 * 10**12,
+        "bandwidth": 3 * 10**9,
+        "rate_limit": 2 * 10**8,
+        "untrusted": True,
+    }
+    assert ran.call == ("devices.add", ("nvme0", "file:///mnt/nvme0"), options)
+    assert "3.00 GB/s" in ran.out
+
+
+@pytest.mark.parametrize("text", ["disk0", "./disk0"])
+def test_a_folder_given_as_a_device_is_made_absolute(run: Run, text: str) -> None:
+    folder = str(Path.cwd() / "disk0")
+    assert run("device", "add", "disk0", text).call[1] == ("disk0", folder)
+    assert run("rebuild-catalog", "--from", text, "--from", "memory://x").doors.options["sources"] == [
+        folder,
+        "memory://x",
+    ]
+
+
+def test_device_ls_shows_urls_only_when_asked(run: Run) -> None:
+    assert "file:///mnt/nvme0" not in run("device", "ls").out
+    assert "file:///mnt/nvme0" in run("device", "ls", "-v").out
+
+
+def test_init_takes_its_place_and_policy(run: Run) -> None:
+    ran = run("init", "./store", "--replicas", "2")
+    assert ran.doors.locations == ["./store"]
+    assert ran.doors.options == {"replicas": 2, "ec": None}
+    assert "replicas=2" in ran.out
+
+
+def test_rebuild_catalog_takes_devices_and_warns_of_what_was_not_found(run: Run) -> None:
+    ran = run("rebuild-catalog", "--from", "file:///a", "--from", "file:///b", "--force", "--store", "/s")
+    assert ran.doors.locations == ["/s"]
+    assert ran.doors.options == {"sources": ["file:///a", "file:///b"], "force": True}
+    assert "1 model, 2 versions, 3 branches and tags" in ran.out
+    assert "no device had a manifest of version 99e0d1c" in ran.err
+    assert "device hdd0 could not be read" in ran.err
+
+
+def test_the_store_is_closed_after_a_command(run: Run) -> None:
+    assert run("ls").doors.store.closed
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(run: Run) -> None:
+    version = Version(
+        **{f.name: getattr(VERSION, f.name) for f in dataclasses.fields(VERSION) if f.name != "message"},
+        message="\x1b[31mred\u202e",
+    )
+    ran = run("push", "x", MODEL, push=dataclasses.replace(version, model="a\x1b]0;b", report=PUSH_REPORT))
+    assert "\x1b" not in ran.out
+    assert "\\x1b]0;b" in ran.out
