@@ -1,0 +1,143 @@
+"""One read of a plan, through all its attempts: what is still pending, what was tried, where the bytes lie."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import Integrity, NotFound, TensorkeepError
+from tensorkeep.planning.read_plan import PartRead, Piece
+from tensorkeep.transfer.image import PartImage, ScratchPool, lay_out
+from tensorkeep.transfer.report import DamageKind, Verify
+from tensorkeep.transfer.sources import PartSource
+from tensorkeep.transfer.verification import DigestStream, Judge, Mismatch, iter_windows
+
+WINDOW_BYTES = 8 << 20
+"""Longest single read from a device: hashed right after, while it is in the last-level cache."""
+
+Deliver = Callable[[PartImage, Sequence[Piece]], int]
+"""Takes the pieces of a verified image that were not read in place; returns how many needed bytes that were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a copy could not serve a read."""
+
+    source: PartSource
+    kind: DamageKind
+    reason: str
+    confirmed: bool = True
+
+
+@dataclass(slots=True)
+class ReadJob:
+    """A read, its copies still to try (best first), and its state between attempts. Used by one thread at a time."""
+
+    read: PartRead
+    sources: list[PartSource]
+    pending: list[tuple[int, int]]
+    failures: list[Failure] = field(default_factory=list)
+    admitted: bool = False
+    image: PartImage | None = None
+    copied: list[Piece] = field(default_factory=list)
+    scratch: memoryview | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the read fills, in destinations and in scratch."""
+        return self.read.end - self.read.start
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What one attempt gave; times by the runtime's clock.
+
+    ``delivered`` needed bytes have landed; the job is done where ``failure`` and ``stopped`` are both unset.
+    """
+
+    bytes_read: int
+    started_s: float
+    ended_s: float
+    delivered: int = 0
+    failure: Failure | None = None
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What all attempts of a load share."""
+
+    judge: Judge
+    scratch: ScratchPool
+    verify: Verify
+    part_sizes: Sequence[int]
+    direct: Callable[[Piece], memoryview | None]
+    deliver: Deliver
+    monotonic_s: Callable[[], float]
+    should_stop: Callable[[], bool]
+
+    def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
+        """Read what is pending from one copy, verify it, and deliver when all is there.
+
+        What was good stays; what was not is pending for the next copy. Errors of the device become the attempt's failure;
+        errors of delivery are raised.
+        """
+        started = self.monotonic_s()
+        if job.image is None:
+            job.image, job.copied, job.scratch = lay_out(job.read, self.direct, self.scratch)
+        bytes_read, failure, stopped = self._fill(job, job.image, source, device)
+        ended = self.monotonic_s()
+        delivered = 0 if job.pending else self._deliver(job, job.image)
+        return Attempt(bytes_read, started, ended, delivered, failure, stopped)
+
+    def _fill(
+        self, job: ReadJob, image: PartImage, source: PartSource, device: Device
+    ) -> tuple[int, Failure | None, bool]:
+        part = job.read.part
+        if source.length != self.part_sizes[part]:
+            reason = f"the copy has {source.length} bytes, the part {self.part_sizes[part]}"
+            return 0, Failure(source, "corrupt", reason), False
+        stream = DigestStream() if self.verify == "digest" else None
+        windows = list(iter_windows(job.pending, WINDOW_BYTES))
+        done, left, bad = 0, windows, list[Mismatch]()
+        failure, stopped = None, False
+        for number, (start, end) in enumerate(windows):
+            left = windows[number:]
+            if stopped := self.should_stop():
+                break
+            views = image.views(start, end)
+            try:
+                device.read_into(source.name, source.offset + start, views)
+            except TensorkeepError as error:
+                failure = _failure_of(source, error)
+                break
+            done, left = done + end - start, windows[number + 1 :]
+            if stream:
+                stream.update(views)
+            elif self.verify == "blocks":
+                bad += self.judge.judge_blocks(image, part, start, end)
+        if stream and not left:
+            bad = self.judge.judge_digest(part, stream.digest())
+        if bad:
+            failure = failure or Failure(source, "corrupt", bad[0].reason, bad[0].confirmed)
+        # A digest says nothing of a piece of a part: then the next copy starts from the beginning.
+        restart = stream is not None and bool(left or bad)
+        job.pending = job.pending if restart else [(each.start, each.end) for each in bad] + left
+        return done, failure, stopped
+
+    def _deliver(self, job: ReadJob, image: PartImage) -> int:
+        placed = sum(piece.length for piece in job.read.pieces) - sum(piece.length for piece in job.copied)
+        delivered = placed + self.deliver(image, job.copied)
+        if job.scratch is not None:
+            self.scratch.give(job.scratch)
+        job.image = job.scratch = None
+        return delivered
+
+
+def _failure_of(source: PartSource, error: TensorkeepError) -> Failure:
+    """Return what an error of a device means for the copy: absent and damaged are facts, all else is "cannot tell"."""
+    kind: DamageKind = "unreachable"
+    if isinstance(error, NotFound):
+        kind = "missing"
+    elif isinstance(error, Integrity):
+        kind = "corrupt"
+    return Failure(source, kind, error.message)

@@ -1,0 +1,244 @@
+"""Reads parts from devices: boxes of tensors into arrays (`read_boxes`), ranges of parts to a consumer (`read_parts`).
+
+Both plan first (`planning.read_plan`), then run the plan (`transfer.schedule`). This is the *read* mode of a load: bytes
+land in memory that the caller owns, each block verified by the thread that read it. The *map* mode, which lays files over
+addresses instead, will be a module beside this one that shares the plan, the judge and the report.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tensorkeep.errors import InvalidInput
+from tensorkeep.planning.read_plan import (
+    CopyChoice,
+    ExtentMap,
+    PartRange,
+    PartRead,
+    Piece,
+    choose_copies,
+    plan_reads,
+)
+from tensorkeep.records.layout import BLOCK_BYTES, MIB
+from tensorkeep.runtime import Runtime
+from tensorkeep.transfer.boxes import Box, Landing, land_box
+from tensorkeep.transfer.image import PartImage, ScratchPool
+from tensorkeep.transfer.job import Deliver, Failure, Reading, ReadJob
+from tensorkeep.transfer.report import DeviceLoad, LoadReport, Verify
+from tensorkeep.transfer.schedule import Scheduler, longest_read_bytes
+from tensorkeep.transfer.sources import PartTable
+from tensorkeep.transfer.verification import Judge
+
+MEMORY_LIMIT_BYTES = 256 * MIB
+
+
+def read_boxes(
+    boxes: Sequence[Box],
+    *,
+    parts: PartTable,
+    verify: Verify = "blocks",
+    deadline_s: float | None = None,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    runtime: Runtime,
+    progress: Callable[[int], None] | None = None,
+) -> LoadReport:
+    """Fill the destination of every box with verified bytes, from all devices at once, and return what was done.
+
+    Damaged, missing and unreachable copies are replaced by other copies in the same load and named in the report.
+
+    Args:
+        boxes: what to read; all from the version that ``parts`` describes.
+        parts: the parts, their checks and their copies.
+        verify: ``blocks``: every block touched; ``digest``: every part touched, whole; ``off``: nothing.
+        deadline_s: seconds for the whole load, looked at between reads.
+        memory_limit_bytes: bytes being read or verified at any moment, destinations included; one read is always let in.
+        runtime: clock and workers.
+        progress: told, in the caller's thread, how many needed bytes have landed since the last time.
+
+    Raises:
+        Integrity: a part has no good copy left, and one was corrupt.
+        NotEnoughCopies: a part has no copy that can be read.
+        Unavailable: the deadline passed.
+        InvalidInput: a box fits neither its tensor nor its destination.
+        Format: the manifest's tensor contradicts itself.
+    """
+    load = _Load(
+        parts, runtime, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit_bytes, progress=progress
+    )
+    landings = [land_box(box) for box in boxes]
+    load.bytes_needed = sum(box.destination.nbytes for box in boxes)
+
+    def deliver(image: PartImage, pieces: Sequence[Piece]) -> int:
+        delivered = 0
+        for piece in pieces:
+            landing, offset = landings[piece.item], piece.offset
+            for view in image.views(piece.start, piece.start + piece.length):
+                delivered += landing.write(offset, view)
+                offset += len(view)
+        return delivered
+
+    reads = load.plan(_box_pieces(boxes, landings))
+    load.run(reads, lambda piece: landings[piece.item].direct(piece.offset, piece.length), deliver)
+    for landing in landings:
+        if (finished := landing.finish()) and progress:
+            progress(finished)
+    return load.report()
+
+
+def read_parts(
+    requests: Sequence[PartRange],
+    consume: Callable[[PartRange, memoryview], None],
+    *,
+    parts: PartTable,
+    verify: Verify = "blocks",
+    deadline_s: float | None = None,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    runtime: Runtime,
+    progress: Callable[[int], None] | None = None,
+) -> LoadReport:
+    """Hand the verified bytes of every range to ``consume``, and return what was done.
+
+    ``consume`` is called once for each request, with the request itself and a read-only view of all its bytes that is valid
+    during the call; from several worker threads at once, in no order. What it raises ends the load. A request is held in
+    memory whole: with long ones, fewer are read at a time. All else is as in `read_boxes`.
+
+    Raises:
+        InvalidInput: a range lies outside its part.
+    """
+    load = _Load(
+        parts, runtime, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit_bytes, progress=progress
+    )
+    load.bytes_needed = sum(request.length for request in requests)
+    for request in requests:
+        size = parts.sizes[request.part] if 0 <= request.part < len(parts.sizes) else -1
+        if request.start < 0 or request.length < 0 or request.start + request.length > size:
+            raise InvalidInput(f"{request} does not lie in a part of {size} bytes")
+
+    for request in requests:
+        if not request.length:
+            consume(request, memoryview(b""))
+
+    def deliver(image: PartImage, pieces: Sequence[Piece]) -> int:
+        for piece in pieces:
+            (view,) = image.views(piece.start, piece.start + piece.length)  # all is scratch, so one segment
+            consume(requests[piece.item], view.toreadonly())
+        return sum(piece.length for piece in pieces)
+
+    pieces = (Piece(each.part, each.start, each.length, item, 0) for item, each in enumerate(requests))
+    load.run(load.plan(pieces, keep_whole=True), lambda _: None, deliver)
+    return load.report()
+
+
+def _box_pieces(boxes: Sequence[Box], landings: Sequence[Landing]) -> Iterable[Piece]:
+    maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
+    for item, (box, landing) in enumerate(zip(boxes, landings, strict=True)):
+        extents = maps.get(id(box.file))
+        if extents is None:
+            extents = maps[id(box.file)] = ExtentMap(box.file.extents)
+        for offset, length in landing.spans():
+            yield from extents.pieces(box.tensor.start + offset, length, item, offset)
+
+
+class _Load:
+    """One load from plan to report."""
+
+    def __init__(
+        self,
+        parts: PartTable,
+        runtime: Runtime,
+        *,
+        verify: Verify,
+        deadline_s: float | None,
+        memory_limit_bytes: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._parts = parts
+        self._verify = verify
+        self._limit = memory_limit_bytes
+        self._runtime = runtime
+        self._started_s = runtime.clock.monotonic_s()
+        self._deadline_s = deadline_s
+        self._deadline_at_s = None if deadline_s is None else self._started_s + deadline_s
+        self._progress = progress
+        self._stopped = False
+        self._choice = CopyChoice({}, {}, {})
+        self._scheduler: Scheduler | None = None
+        self.bytes_needed = 0
+
+    def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False) -> list[PartRead]:
+        return plan_reads(
+            pieces,
+            self._parts.sizes,
+            max_read_bytes=longest_read_bytes(self._limit, len(self._parts.devices)),
+            align=1 if self._verify == "off" else BLOCK_BYTES,
+            whole_parts=self._verify == "digest",
+            keep_whole=keep_whole,
+        )
+
+    def run(self, reads: Sequence[PartRead], direct: Callable[[Piece], memoryview | None], deliver: Deliver) -> None:
+        reading = Reading(
+            judge=Judge(self._parts),
+            scratch=ScratchPool(self._limit // 2),
+            verify=self._verify,
+            part_sizes=self._parts.sizes,
+            direct=direct,
+            deliver=deliver,
+            monotonic_s=self._runtime.clock.monotonic_s,
+            should_stop=self._should_stop,
+        )
+        self._scheduler = Scheduler(
+            self._parts,
+            reading,
+            self._runtime,
+            memory_limit_bytes=self._limit,
+            deadline_at_s=self._deadline_at_s,
+            deadline_s=self._deadline_s,
+            progress=self._progress,
+        )
+        self._scheduler.run(self._jobs(reads), self._stop)
+
+    def report(self) -> LoadReport:
+        assert self._scheduler is not None
+        queues = [queue for queue in self._scheduler.queues.values() if queue.started_s is not None]
+        return LoadReport(
+            bytes_needed=self.bytes_needed,
+            bytes_read=sum(queue.bytes_read for queue in queues),
+            seconds=self._runtime.clock.monotonic_s() - self._started_s,
+            devices=tuple(
+                DeviceLoad(
+                    id=queue.device,
+                    name=self._parts.device_name(queue.device),
+                    bytes=queue.bytes_read,
+                    seconds=queue.seconds,
+                    predicted_seconds=self._choice.seconds.get(queue.device, 0.0),
+                )
+                for queue in queues
+            ),
+            damaged=tuple(self._scheduler.damaged.values()),
+            retried=self._scheduler.retried,
+            verify=self._verify,
+        )
+
+    def _jobs(self, reads: Sequence[PartRead]) -> Iterable[ReadJob]:
+        needs: dict[int, int] = {}
+        for read in reads:
+            needs[read.part] = needs.get(read.part, 0) + read.end - read.start
+        copies = {part: self._parts.sources.get(part, ()) for part in needs}
+        usable = {part: [each for each in copies[part] if each.device in self._parts.devices] for part in needs}
+        devices = {part: [each.device for each in usable[part]] for part in needs}
+        self._choice = choose_copies(needs, devices, self._parts.rates)
+        for read in reads:
+            sources = usable[read.part]
+            if (chosen := self._choice.copies.get(read.part)) is not None:
+                sources = [sources[chosen], *sources[:chosen], *sources[chosen + 1 :]]
+            absent = [
+                Failure(each, "unreachable", "is not reachable")
+                for each in copies[read.part]
+                if each.device not in self._parts.devices
+            ]
+            yield ReadJob(read, list(sources), [(read.start, read.end)], absent)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    def _should_stop(self) -> bool:
+        late = self._deadline_at_s is not None and self._runtime.clock.monotonic_s() > self._deadline_at_s
+        return self._stopped or late

@@ -1,0 +1,64 @@
+"""What a load did: plain values for people, for programs, and for repair."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verify = Literal["blocks", "digest", "off"]
+"""blocks: XXH3-64 of every block touched (against accidents); digest: BLAKE3 of whole parts (against attackers); off."""
+
+DamageKind = Literal["corrupt", "missing", "unreachable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One copy of a part that could not be used.
+
+    ``location`` is the catalog's row, ``device`` an id, ``device_name`` what the user calls it. ``confirmed`` is False where
+    a block did not fit its check but the checks themselves could not be read again: then the copy may be good.
+    """
+
+    location: int
+    part: int
+    device: str
+    device_name: str
+    reason: str
+    kind: DamageKind
+    confirmed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLoad:
+    """What one device gave: ``seconds`` (L_i) from the first byte asked for to the last byte verified."""
+
+    id: str
+    name: str
+    bytes: int
+    seconds: float
+    predicted_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load did.
+
+    ``bytes_needed`` is what was asked for, ``bytes_read`` what devices gave (whole blocks, holes, second tries).
+    ``retried`` counts reads that went to another copy.
+    """
+
+    bytes_needed: int
+    bytes_read: int
+    seconds: float
+    devices: tuple[DeviceLoad, ...]
+    damaged: tuple[Damage, ...]
+    retried: int
+    verify: Verify
+
+    @property
+    def slowest_seconds(self) -> float:
+        """L = max L_i: the seconds of the slowest device; 0 where nothing was read."""
+        return max((device.seconds for device in self.devices), default=0.0)
+
+    @property
+    def rate_bytes_per_s(self) -> float:
+        """Needed bytes per second of the whole load; 0 where it took no time."""
+        return self.bytes_needed / self.seconds if self.seconds > 0 else 0.0
