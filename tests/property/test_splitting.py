@@ -102,10 +102,11 @@ def part_digest(model: Model, part: PlannedPart | ReusedPart) -> bytes:
 
 
 def tensors_of(lengths: Sequence[int], *, header: int = 64, gap: int = 0, layers: int = 3) -> tuple[TensorLayout, ...]:
+    """Return tensors that follow each other; with one layer all are in it, else every fourth is in none."""
     tensors = []
     start = header
     for number, length in enumerate(lengths):
-        name = f"model.layers.{number % layers}.w{number}" if number % 4 else f"head{number}"
+        name = f"model.layers.{number % layers}.w{number}" if layers == 1 or number % 4 else f"head{number}"
         tensors.append(TensorLayout(name, "U8", (length,), None, start, length))
         start += length + gap
     return tuple(tensors)
@@ -119,6 +120,9 @@ EDGES = st.sampled_from(
     ]
 ).filter(lambda length: length >= 0)
 LENGTHS = st.one_of(EDGES, st.integers(0, 200), st.integers(0, 70 * MIB))
+PACKABLE = st.sampled_from(
+    [64, 128, 250, 256 * KIB, 512 * KIB, MIB - 64, MIB - 63]
+)  # fill packs, and each other's edges
 
 
 @st.composite
@@ -131,7 +135,8 @@ def models(draw: st.DrawFn) -> Model:
             files.append(SourceFile(path, draw(LENGTHS), "opaque", ()))
         else:
             gap = draw(st.sampled_from([0, 0, 8, MIB, 2 * MIB + 1]))
-            tensors = tensors_of(draw(st.lists(LENGTHS, max_size=12)), header=draw(LENGTHS), gap=gap)
+            lengths = draw(st.one_of(st.lists(LENGTHS, max_size=12), st.lists(PACKABLE, min_size=2, max_size=12)))
+            tensors = tensors_of(lengths, header=draw(LENGTHS), gap=gap, layers=draw(st.sampled_from([1, 3])))
             end = tensors[-1].start + tensors[-1].length if tensors else 8
             files.append(SourceFile(path, end + draw(st.sampled_from([0, 0, 5])), "safetensors", tensors))
             seeds |= {(path, tensor.name): draw(st.integers(0, 3)) for tensor in tensors}
@@ -368,10 +373,19 @@ def test_the_layer_is_the_first_whole_number_among_a_names_components(name: str,
 
 def test_neighbours_that_are_contiguous_in_file_and_pack_are_one_extent() -> None:
     files = (SourceFile("m.safetensors", 64 * 6, "safetensors", tensors_of([64] * 5, layers=1)),)
-    plan = split(Model(files, {}), "tensor")
-    assert [tuple((e.part, e.start, e.length) for e in extents) for extents in plan.extents] == [
-        ((0, 0, 128), (1, 0, 192), (0, 128, 64))
-    ]
+    model = Model(files, {})
+    plan = split(model, "tensor")
+    shown = [tuple((e.part, e.start, e.length) for e in extents) for extents in plan.extents]
+    assert shown == [((0, 0, 64), (1, 0, 320))]
+    again = split(model, "tensor", parent=as_parent(model, plan))
+    assert again.extents == plan.extents, "each item is found inside the extent of all"
+
+
+def test_a_pack_is_filled_to_the_part_size_and_not_past_it() -> None:
+    tensors = tensors_of([MIB // 2] * 3 + [MIB // 2 - 64, 64, 1], layers=1)
+    files = (SourceFile("m", tensors[-1].start + tensors[-1].length, "safetensors", tensors),)
+    parts = split(Model(files, {}), "tensor", MIB).parts
+    assert [part.size_bytes for part in parts] == [64, MIB, MIB, 1]
 
 
 def test_overlapping_tensors_are_covered_once() -> None:
