@@ -16,27 +16,26 @@ from tensorkeep.errors import InvalidInput
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from tensorkeep.store.reports import Progress
-
-Store = Any
+    from tensorkeep.store.reports import Progress, RebuildReport
+    from tensorkeep.store.store import Store
 
 
 class Doors:
     """The three functions of `tensorkeep` that give a store or make one; imported when first used."""
 
-    def open(self, location: str | None) -> Store:
+    def open(self, location: str | None) -> "Store":
         """Return the store at a location, or the default one."""
         import tensorkeep
 
         return tensorkeep.open(location)
 
-    def init(self, location: str | None, *, replicas: int | None, ec: str | None) -> Store:
+    def init(self, location: str | None, *, replicas: int | None, ec: str | None) -> "Store":
         """Return a new store."""
         import tensorkeep
 
         return tensorkeep.init(location, replicas=replicas, ec=ec)
 
-    def rebuild_catalog(self, location: str | None, *, sources: list[str], force: bool) -> Any:
+    def rebuild_catalog(self, location: str | None, *, sources: list[str], force: bool) -> "RebuildReport":
         """Return the report of a catalog made anew from the devices."""
         import tensorkeep
 
@@ -62,7 +61,7 @@ class Session:
         )
 
     @contextmanager
-    def store(self) -> Iterator[Store]:
+    def store(self) -> Iterator["Store"]:
         """Open the store that the options or the environment name, and close it."""
         with self.doors.open(self.location) as store:
             yield store

@@ -247,11 +247,11 @@ class FakeDoors(Doors):
     locations: list[str | None] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
-    def open(self, location: str | None) -> FakeStore:
+    def open(self, location: str | None) -> Any:
         self.locations.append(location)
         return self.store
 
-    def init(self, location: str | None, *, replicas: int | None, ec: str | None) -> FakeStore:
+    def init(self, location: str | None, *, replicas: int | None, ec: str | None) -> Any:
         self.locations.append(location)
         self.options = {"replicas": replicas, "ec": ec}
         return self.store

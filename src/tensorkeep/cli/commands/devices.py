@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,10 @@ from tensorkeep.cli.documents import device_document
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import human_rate, human_size, parse_rate, parse_size
+
+if TYPE_CHECKING:
+    from tensorkeep.records.device import DeviceFacts
+    from tensorkeep.store.reports import DeviceStatus
 
 DEVICE_HEADINGS = ("DEVICE", "STATE", "ZONE", ">OBJECTS", ">STORED", ">FREE", ">BANDWIDTH", "NOTE")
 
@@ -98,7 +103,7 @@ def device_url(text: str) -> str:
     return text if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text) else os.path.abspath(text)
 
 
-def device_table(statuses: Any) -> Table:
+def device_table(statuses: "Iterable[DeviceStatus]") -> Table:
     """Return the table of devices with their states and what they hold."""
     rows = [
         (
@@ -116,14 +121,14 @@ def device_table(statuses: Any) -> Table:
     return Table(DEVICE_HEADINGS, rows, empty="no devices; the first push adds one named local")
 
 
-def state_of(status: Any) -> str:
+def state_of(status: "DeviceStatus") -> str:
     """Return ``ok``, ``lost`` or ``DOWN``."""
     if status.facts.state == "lost":
         return "lost"
     return "ok" if status.reachable else "DOWN"
 
 
-def note_on(status: Any) -> str:
+def note_on(status: "DeviceStatus") -> str:
     """Return what is wrong with a device, or remarkable."""
     notes = [
         status.problem if status.problem and status.facts.state != "lost" else "",
@@ -134,7 +139,7 @@ def note_on(status: Any) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def device_facts(facts: Any, label: str) -> Facts:
+def device_facts(facts: "DeviceFacts", label: str) -> Facts:
     """Return all that is fixed about one device."""
     return Facts(
         [

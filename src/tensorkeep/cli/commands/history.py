@@ -1,14 +1,18 @@
 """What is stored: models, versions, their files and tensors, their history, and what differs."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tensorkeep.cli.command import SpecArgument
-from tensorkeep.cli.session import Session, Store
+from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import human_count, human_size
+
+if TYPE_CHECKING:
+    from tensorkeep.store.reports import FileChange, LogEntry, TensorChange, TensorInfo, Version
+    from tensorkeep.store.store import Store
 
 _SIGNS = {"added": "+", "removed": "-", "changed": "~", "renamed": ">"}
 
@@ -118,9 +122,9 @@ def diff(
     session.show(found, blocks)
 
 
-def versions_of(store: Store, model: str) -> list[Any]:
+def versions_of(store: "Store", model: str) -> "list[Version]":
     """Return all versions of a model, newest first: also those that no branch or tag reaches."""
-    versions: dict[str, Any] = {}
+    versions: dict[str, Version] = {}
     for row in store.du(model).rows:
         if row.version not in versions:  # a log holds ancestors too; it asks the catalog only, so devices may be down
             entries = store.log(f"{model}@{row.version}")
@@ -165,7 +169,7 @@ def _ls_model(session: Session, model: str) -> None:
     session.show(document, blocks)
 
 
-def _version_facts(version: Any, files: int, tensors: int) -> Facts:
+def _version_facts(version: "Version", files: int, tensors: int) -> Facts:
     return Facts(
         [
             ("version", version.id),
@@ -185,7 +189,7 @@ def _version_facts(version: Any, files: int, tensors: int) -> Facts:
     )
 
 
-def _dtype_table(tensors: Iterable[Any]) -> Table:
+def _dtype_table(tensors: Iterable["TensorInfo"]) -> Table:
     sums: dict[str, tuple[int, int]] = {}
     for tensor in tensors:
         count, size = sums.get(tensor.dtype, (0, 0))
@@ -194,7 +198,7 @@ def _dtype_table(tensors: Iterable[Any]) -> Table:
     return Table(("DTYPE", ">TENSORS", ">SIZE"), rows)
 
 
-def _log_row(entry: Any) -> tuple[str, ...]:
+def _log_row(entry: "LogEntry") -> tuple[str, ...]:
     version = entry.version
     if version is None:
         return entry.id[:12], "", "", "", "", "(removed)"
@@ -209,20 +213,20 @@ def _log_row(entry: Any) -> tuple[str, ...]:
     )
 
 
-def _file_row(change: Any) -> tuple[str, ...]:
+def _file_row(change: "FileChange") -> tuple[str, ...]:
     name = change.path if change.old_path is None else f"{change.old_path} -> {change.path}"
     old, new = ("" if size is None else human_size(size) for size in (change.old_size_bytes, change.size_bytes))
     return _SIGNS[change.kind], name, old, new
 
 
-def _tensor_row(change: Any) -> tuple[str, ...]:
+def _tensor_row(change: "TensorChange") -> tuple[str, ...]:
     name = change.name if change.old_name is None else f"{change.old_name} -> {change.name}"
     old = f"{change.old_dtype or ''} {shape_text(change.old_shape)}".strip()
     new = f"{change.dtype or ''} {shape_text(change.shape)}".strip()
     return _SIGNS[change.kind], name, old, new, human_size(change.size_bytes)
 
 
-def _counts(changes: Iterable[Any], noun: str) -> str:
+def _counts(changes: Iterable["FileChange | TensorChange"], noun: str) -> str:
     counts: dict[str, int] = {}
     for change in changes:
         counts[change.kind] = counts.get(change.kind, 0) + 1

@@ -1,6 +1,6 @@
 """Tags, which stay, and branches, which move."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Table
 from tensorkeep.errors import InvalidInput
 from tensorkeep.records.names import DEFAULT_BRANCH
+
+if TYPE_CHECKING:
+    from tensorkeep.store.reports import Version
 
 DeleteOption = Annotated[bool, typer.Option("--delete", help="Delete it; the version stays.")]
 
@@ -98,7 +101,7 @@ def _list_names(session: Session, model: str, *, kind: str, delete: bool) -> Non
     session.show(document, lambda: [Table((kind.upper(), "VERSION", "CREATED", "MESSAGE"), rows, empty=f"no {plural}")])
 
 
-def _show_set(session: Session, version: Any, kind: str, name: str) -> None:
+def _show_set(session: Session, version: "Version", kind: str, name: str) -> None:
     document = {"model": version.model, kind: name, "version": version.id, "deleted": False}
     session.show(document, lambda: [f"{kind} {name} of {version.model} is {version.id[:12]}"])
 

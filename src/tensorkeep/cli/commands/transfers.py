@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import exact_size, human_count, human_duration, human_rate, human_size, parse_size
 from tensorkeep.records.names import parse_revision
+
+if TYPE_CHECKING:
+    from tensorkeep import LoadReport, Version
 
 
 class Verify(StrEnum):
@@ -103,7 +106,7 @@ def push(
             rehash=rehash,
             progress=progress,
         )
-    for warning in version.report.warnings:
+    for warning in version.report.warnings if version.report else ():
         session.warn(warning)
     session.show(version, lambda: _push_blocks(version))
 
@@ -128,7 +131,14 @@ def pull(
     """
     folder = str(Path(parse_revision(spec).model.name)) if destination is None else destination
     with session.store() as store, session.progress() as progress:
-        report = store.pull(spec, folder, include=include or None, force=force, verify=verify, progress=progress)
+        report = store.pull(
+            spec,
+            folder,
+            include=include or None,
+            force=force,
+            verify=verify.value if verify else None,
+            progress=progress,
+        )
     _warn_of_damage(session, report.load)
     rate = report.bytes / report.load.seconds if report.load.seconds else 0.0
 
@@ -168,16 +178,20 @@ def load(
     """
     with session.store() as store, session.progress() as progress:
         model = store.model(spec)
-        tensors = model.load(framework=framework, include=include or None, verify=verify, progress=progress)
+        tensors = model.load(
+            framework=framework, include=include or None, verify=verify.value if verify else None, progress=progress
+        )
         loaded = len(tensors)
         result = model.report
+        assert result is not None, "a load reports"
     _warn_of_damage(session, result)
     document = {"spec": spec, "version": model.version.id, "framework": framework, "tensors": loaded, "report": result}
     session.show(document, lambda: _load_blocks(f"{spec} ({model.version.id[:12]})", loaded, result, table=report))
 
 
-def _push_blocks(version: Any) -> list[Block]:
+def _push_blocks(version: "Version") -> list[Block]:
     report = version.report
+    assert report is not None, "a push reports"
     stored = human_size(report.written_bytes) + " on all devices" if report.written_bytes else "nothing: all is there"
     blocks: list[Block] = [
         Facts(
@@ -200,7 +214,7 @@ def _push_blocks(version: Any) -> list[Block]:
     return blocks
 
 
-def _load_blocks(title: str, tensors: int, report: Any, *, table: bool) -> list[Block]:
+def _load_blocks(title: str, tensors: int, report: "LoadReport", *, table: bool) -> list[Block]:
     blocks: list[Block] = []
     if table:
         blocks.append(
@@ -226,7 +240,7 @@ def _device_row(device: Any) -> tuple[str, ...]:
     return device.name, human_size(device.bytes), human_duration(device.seconds), rate, predicted
 
 
-def _warn_of_damage(session: Session, report: Any) -> None:
+def _warn_of_damage(session: Session, report: "LoadReport") -> None:
     """Warn once for each device whose copies failed; the load itself was served by others."""
     by_device: dict[str, list[Any]] = {}
     for damage in report.damaged:
