@@ -294,15 +294,21 @@ class Catalog(Protocol):
     def end_push(self, session: str) -> None:
         """Close the session."""
 
-    def stage(self, session: str, requests: Sequence[ObjectRequest], *, down: Sequence[str] = ()) -> list[Staging]:
+    def stage(
+        self, session: str, requests: Sequence[ObjectRequest], *, down: Sequence[str] = (), allow_soft: bool = False
+    ) -> list[Staging]:
         """Answer what exists and write the rows of what does not, before any upload starts.
 
-        Existing copies are offered when live or stored (any session's, dead ones' too), never condemned or bad ones nor
-        those on ``down`` or lost devices. An object owes the highest of ``copies`` and what versions that refer to it owe.
-        New rows go to the first candidates that hold no copy, to zones that hold none while such zones suffice.
+        Existing copies, one a device, are offered when live or stored (any session's, dead ones' too), never condemned or
+        bad ones nor those on ``down`` or lost devices, and those on soft devices only with ``allow_soft``, as the commit
+        counts them. An object owes the highest of ``copies`` and what versions that refer to it owe.
+        New rows go to the first candidates (active, not down, durable unless ``allow_soft``) that hold no copy, to zones
+        that hold none while such zones suffice. A request repeated with the same ulid by the same session gets the rows
+        that it has staged before.
 
         Raises:
             Integrity: an object of that key is known with another size.
+            NotFound: a candidate is no device of the store.
         """
 
     def record_stored(self, session: str, locations: Sequence[int]) -> None:
@@ -349,7 +355,8 @@ class Catalog(Protocol):
     def condemn(self, *, grace_s: float, dry_run: bool, heads: Sequence[DeviceHead], now: datetime) -> GcSummary:
         """Condemn every location of objects that no version refers to, except those of push sessions alive within the grace.
 
-        Also condemned: bad rows of objects that have all the copies they owe without them.
+        Also condemned: bad rows of objects that have all the copies they owe without them, and rows that were staged by a
+        session that is not alive (nobody counts them, and their upload may have left bytes). A grace of 0 spares nobody.
         """
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
@@ -362,6 +369,9 @@ class Catalog(Protocol):
 
     def journal_backlog(self, device: str, *, limit: int) -> list[JournalRow]:
         """Return the entries that a device lacks, oldest first, from the last snapshot that is everywhere on."""
+
+    def journal_rows(self) -> list[JournalRow]:
+        """Return every entry that the catalog keeps, oldest first."""
 
     def record_flushed(self, device: str, seq: int) -> None:
         """Note that a device durably holds every entry up to this seq."""

@@ -1,0 +1,84 @@
+"""Brings an older catalog to this tensorkeep's schema. Alembic is imported only here, and only when it must migrate."""
+
+from sqlalchemy import Connection, delete, insert, inspect, select
+
+from tensorkeep.catalog import schema
+from tensorkeep.catalog.database import Database
+from tensorkeep.errors import Format, Integrity, PermissionDenied
+
+SCRIPTS = "tensorkeep.catalog:migrations"
+
+
+def create_schema(connection: Connection) -> None:
+    """Make all tables of an empty database and stamp it with the newest revision, as Alembic would."""
+    schema.metadata.create_all(connection)
+    schema.alembic_version.create(connection)
+    stamp(connection, schema.HEAD)
+
+
+def stamp(connection: Connection, revision: str) -> None:
+    """Note which revision a database has."""
+    connection.execute(delete(schema.alembic_version))
+    connection.execute(insert(schema.alembic_version).values(version_num=revision))
+
+
+def bring_up_to_date(database: Database) -> None:
+    """Return when the database has the schema of this tensorkeep; an older one is migrated in one transaction.
+
+    Raises:
+        Format: it is of a newer tensorkeep.
+        Integrity: it is no catalog.
+        PermissionDenied: it is older, and was opened read-only.
+    """
+    with database.read() as connection:
+        revision = read_revision(connection, database.name)
+    if revision == schema.HEAD:
+        return
+    if revision not in schema.REVISIONS:
+        raise Format(
+            f"{database.name} is a catalog of a newer tensorkeep (schema {revision}, this one knows {schema.HEAD}): "
+            "upgrade tensorkeep",
+            path=database.name,
+            revision=revision,
+        )
+    if database.read_only:
+        raise PermissionDenied(
+            f"{database.name} is a catalog of an older tensorkeep and was opened read-only: "
+            "open it once where it can be written, to migrate it",
+            path=database.name,
+        )
+    with database.write() as connection:
+        upgrade(connection)
+
+
+def read_revision(connection: Connection, name: str) -> str:
+    """Return the revision that a database is stamped with.
+
+    Raises:
+        Integrity: it has none: it is no catalog, or a damaged one.
+    """
+    table = schema.alembic_version
+    found = None
+    if inspect(connection).has_table(table.name):
+        found = connection.execute(select(table.c.version_num)).scalar()
+    if found is None:
+        raise Integrity(
+            f"{name} is no catalog, or a damaged one: run `tensorkeep rebuild-catalog`, "
+            "which reads everything back from the devices",
+            path=name,
+        )
+    return str(found)
+
+
+def upgrade(connection: Connection, *, scripts: str = "", revision: str = "") -> None:
+    """Run the migrations that a database lacks, inside the caller's transaction.
+
+    Another process may have migrated meanwhile: Alembic looks again at the stamp, inside the same transaction.
+    """
+    from alembic import command  # noqa: PLC0415 - slow to import, and hardly ever needed
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", (scripts or SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision or schema.HEAD)

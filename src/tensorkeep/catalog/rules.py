@@ -1,0 +1,314 @@
+"""Rules that every catalog keeps in the same way: what an object owes, who is alive, when a catalog is stale. No I/O."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from tensorkeep.catalog.protocol import CommitRequest, DeviceHead, ObjectKey, ObjectRequest
+from tensorkeep.errors import AlreadyExists, Conflict, Integrity, InvalidInput, NotFound
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.digest import DIGEST_BYTES, VERSION_ID_BYTES, blake3_256
+from tensorkeep.records.history import ModelFacts, RefFacts, VersionFacts
+from tensorkeep.records.json_text import format_time
+from tensorkeep.records.names import check_ref_name
+from tensorkeep.records.naming import (
+    ChecksName,
+    ManifestName,
+    ObjectKind,
+    PartName,
+    VersionName,
+    physical_name,
+)
+from tensorkeep.records.redundancy import metadata_copies, parse_policy
+
+USABLE = ("live", "stored")
+"""States whose bytes are durable and may be offered, read and counted."""
+
+SESSION_KEPT_S = 7 * 24 * 3600.0
+"""Sessions silent for longer are forgotten; liveness only, their rows are judged by the grace long before."""
+
+_OLDEST = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def copies_owed(kind: ObjectKind, policy: str, active_devices: int) -> int:
+    """Return how many whole copies an object of a version with this policy owes."""
+    parsed = parse_policy(policy)
+    return parsed.losses + 1 if kind is ObjectKind.PART else metadata_copies(parsed, active_devices)
+
+
+def moment_before(now: datetime, seconds: float) -> str:
+    """Return the moment that long before ``now``, as the catalog stores moments; never before 1970."""
+    try:
+        moment = now - timedelta(seconds=seconds)
+    except OverflowError:
+        return format_time(_OLDEST)
+    return format_time(max(moment, _OLDEST))
+
+
+def is_alive(heartbeat: str, *, grace_s: float, now: datetime) -> bool:
+    """Return whether a session's heartbeat is younger than the grace; a grace of 0 spares nobody, whatever clocks say."""
+    return grace_s > 0 and heartbeat > moment_before(now, grace_s)
+
+
+def check_key(key: ObjectKey) -> ObjectKey:
+    """Return the key if its digest has the length of its kind.
+
+    Raises:
+        InvalidInput: it has not.
+    """
+    expected = VERSION_ID_BYTES if key.kind is ObjectKind.VERSION else DIGEST_BYTES
+    if len(key.digest) != expected:
+        raise InvalidInput(f"the digest of a {key.kind} has {expected} bytes, not {len(key.digest)}")
+    return key
+
+
+def staged_name(request: ObjectRequest) -> str:
+    """Return the physical name of every copy staged by a request."""
+    key = check_key(request.key)
+    match key.kind:
+        case ObjectKind.PART:
+            return physical_name(PartName(key.digest, request.ulid))
+        case ObjectKind.MANIFEST:
+            return physical_name(ManifestName(key.digest, request.ulid))
+        case ObjectKind.CHECKS:
+            return physical_name(ChecksName(key.digest, request.ulid))
+        case ObjectKind.VERSION:
+            if request.model is None:
+                raise InvalidInput(f"staging the version record {key.digest.hex()} needs its model's ulid")
+            return physical_name(VersionName(request.model, key.digest, request.ulid))
+
+
+def check_size(request: ObjectRequest, known_bytes: int) -> None:
+    """Return if an object has the size that the catalog knows.
+
+    Raises:
+        Integrity: it has another one: one of the two is not what its digest says.
+    """
+    if request.size_bytes != known_bytes:
+        raise Integrity(
+            f"{request.key.kind} {request.key.digest.hex()} is known with {known_bytes} bytes, "
+            f"now it has {request.size_bytes}",
+            part=request.key.digest.hex(),
+        )
+
+
+def version_keys(version: VersionFacts) -> tuple[ObjectKey, ObjectKey, ObjectKey]:
+    """Return the keys of a version's manifest, checks object and record."""
+    return (
+        check_key(ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(version.manifest))),
+        check_key(ObjectKey(ObjectKind.CHECKS, bytes.fromhex(version.checks))),
+        check_key(ObjectKey(ObjectKind.VERSION, bytes.fromhex(version.id))),
+    )
+
+
+def request_keys(request: CommitRequest) -> list[ObjectKey]:
+    """Return every object that a commit refers to, each once: parts in manifest order, then metadata."""
+    data = request.parts
+    digests = dict.fromkeys(data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES))
+    return [*(ObjectKey(ObjectKind.PART, digest) for digest in digests), *version_keys(request.version)]
+
+
+def check_request(request: CommitRequest) -> None:
+    """Return if a commit's values fit together.
+
+    Raises:
+        InvalidInput: they don't; nothing was looked up yet.
+    """
+    check_ref_name(request.branch, kind="branch")
+    if request.tag is not None:
+        check_ref_name(request.tag, kind="tag")
+    for policy in (request.version.policy, request.model.policy, request.model_policy):
+        if policy is not None:
+            parse_policy(policy)
+    if len(request.parts) % DIGEST_BYTES:
+        raise InvalidInput(f"the parts of a commit are {DIGEST_BYTES} bytes each; {len(request.parts)} is no multiple")
+    if request.version.model != request.model.id:
+        raise InvalidInput(f"version {request.version.id} is of model {request.version.model}, not {request.model.id}")
+    if request.copies < 1 or request.metadata_copies < 1:
+        raise InvalidInput("every object of a version owes at least one copy")
+    if request.manifest_body is not None and blake3_256(request.manifest_body).hex() != request.version.manifest:
+        raise InvalidInput(f"the manifest given with version {request.version.id} is not the one that it names")
+
+
+def check_same_version(request: CommitRequest, committed: str) -> None:
+    """Return if a session that has committed asks for the same version again.
+
+    Raises:
+        InvalidInput: it asks for another one: the session is also the idempotency token.
+    """
+    if committed != request.version.id:
+        raise InvalidInput(
+            f"session {request.session} has already committed version {committed}: open another one",
+            session=request.session,
+            version=committed,
+        )
+
+
+def check_ref_move(*, kind: str, name: str, present: str | None, expected: str | None, new: str | None) -> None:
+    """Return if a branch or tag may be made, moved (``new`` is the version) or deleted (``new`` None).
+
+    Raises:
+        AlreadyExists: it should be new and exists.
+        Conflict: it does not point at ``expected``.
+        NotFound: there is none to delete.
+    """
+    if present == expected and (present is not None or new is not None):
+        return
+    if new is None and present is None:
+        raise NotFound(f"there is no {kind} {name!r} to delete", ref=name)
+    if expected is None and new is not None:
+        raise AlreadyExists(
+            f"the {kind} {name!r} exists and points at version {present}: choose another name, or move it",
+            ref=name,
+            version=present,
+        )
+    raise Conflict(
+        f"the {kind} {name!r} does not point at {expected or 'nothing'} any more but at {present or 'nothing'}: "
+        "look again, then retry",
+        ref=name,
+        expected=expected,
+        version=present,
+    )
+
+
+def check_branch_head(branch: str, *, present: str | None, expected: str | None) -> None:
+    """Return if a commit may move a branch.
+
+    Raises:
+        Conflict: another push moved or made it first.
+    """
+    if present != expected:
+        raise Conflict(
+            f"the branch {branch!r} points at {present or 'nothing'}, not at {expected or 'nothing'} as when this push "
+            "began: another push was first, push again",
+            ref=branch,
+            expected=expected,
+            version=present,
+        )
+
+
+def choose_version(found: list[VersionFacts], model: ModelFacts, revision: str) -> VersionFacts:
+    """Return the one version whose id begins with a revision.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: there are several.
+    """
+    if not found:
+        raise NotFound(
+            f"model {model.name} has no branch, tag or version {revision!r}: `tensorkeep log {model.name}` lists them",
+            model=model.name,
+            revision=revision,
+        )
+    if len(found) > 1:
+        candidates = sorted(version.id for version in found)
+        raise InvalidInput(
+            f"{revision!r} begins {len(found)} versions of {model.name}, write more digits: {', '.join(candidates)}",
+            revision=revision,
+            candidates=candidates,
+        )
+    return found[0]
+
+
+def refuse_referenced(version: str, pointing: Sequence[RefFacts]) -> None:
+    """Return if no branch or tag points at a version.
+
+    Raises:
+        Conflict: ``reason="referenced"``; the message names them.
+    """
+    if pointing:
+        names = ", ".join(f"{ref.kind} {ref.name}" for ref in pointing)
+        raise Conflict(
+            f"version {version} can't be removed: {names} points at it; delete or move it first",
+            reason="referenced",
+            version=version,
+            refs=[ref.name for ref in pointing],
+        )
+
+
+def refuse_other_model(wanted: ModelFacts, present: ModelFacts | None) -> None:
+    """Return if the model that has a name now, if any, is the one that a push means.
+
+    Raises:
+        Conflict: another push made a model of that name first.
+    """
+    if present is not None and present.id != wanted.id:
+        raise Conflict(
+            f"another push has made the model {present.name} meanwhile: push again", model=present.name, id=present.id
+        )
+
+
+def check_device_change(old: DeviceFacts | None, new: DeviceFacts, present: Iterable[DeviceFacts]) -> None:
+    """Return if a device may be added or changed among the present ones.
+
+    A lost device's name stays its own, so that a name means one device for ever; its URL is free again, because a new disk
+    is mounted where the dead one was.
+
+    Raises:
+        AlreadyExists: its id, name or URL is another device's.
+        Conflict: it is not ``old`` any more.
+        NotFound: there is no such device to change.
+        InvalidInput: another device's id, or a lost device that should come back.
+    """
+    by_id = {facts.id: facts for facts in present}
+    if old is None and new.id in by_id:
+        raise AlreadyExists(f"device {new.id} exists, named {by_id[new.id].name}", device=new.id)
+    if old is not None:
+        _check_old_device(old, new, by_id)
+    for other in by_id.values():
+        if other.id == new.id:
+            continue
+        if other.name == new.name:
+            raise AlreadyExists(
+                f"the name {new.name!r} is that of device {other.id} ({other.url}, {other.state}): choose another",
+                device=other.id,
+            )
+        if other.url == new.url and other.state != "lost" and new.state != "lost":
+            raise AlreadyExists(f"{new.url} is already the device {other.name}", device=other.id)
+
+
+def _check_old_device(old: DeviceFacts, new: DeviceFacts, by_id: dict[str, DeviceFacts]) -> None:
+    if old.id != new.id:
+        raise InvalidInput(f"a change of device {old.id} can't make it {new.id}", device=old.id)
+    present = by_id.get(old.id)
+    if present is None:
+        raise NotFound(f"there is no device {old.id}", device=old.id)
+    if present != old:
+        raise Conflict(f"device {present.name} was changed meanwhile: look again, then retry", device=old.id)
+    if present.state == "lost" and new.state != "lost":
+        raise InvalidInput(
+            f"device {present.name} is lost and never used again: add its disk as a new device", device=old.id
+        )
+
+
+def check_heads(
+    heads: Sequence[DeviceHead], *, epoch: int, last_seq: int, find_digest: Callable[[int, int], str | None]
+) -> None:
+    """Return if no device is ahead of the catalog, nor tells another history.
+
+    Args:
+        heads: what the devices say.
+        epoch: the catalog's.
+        last_seq: of the catalog's newest entry, which is of that epoch.
+        find_digest: the digest of the entry (epoch, seq) that the catalog still has, or None.
+
+    Raises:
+        Conflict: ``reason="stale_catalog"``.
+    """
+    for head in heads:
+        told = f"the journal of device {head.device} ends at entry {head.seq} of epoch {head.entry_epoch}"
+        if head.epoch > epoch:
+            _refuse(head, f"device {head.device} is of epoch {head.epoch}, the catalog of {epoch}")
+        if (head.entry_epoch, head.seq) > (epoch, last_seq):
+            _refuse(head, f"{told}, the catalog's at entry {last_seq} of epoch {epoch}")
+        if head.digest is not None:
+            digest = find_digest(head.entry_epoch, head.seq)
+            if digest is not None and digest != head.digest:
+                _refuse(head, f"{told}, which is another entry than the catalog's of that number")
+
+
+def _refuse(head: DeviceHead, what: str) -> None:
+    raise Conflict(
+        f"this catalog is older than the devices: {what}. Nothing was changed; run `tensorkeep rebuild-catalog`",
+        reason="stale_catalog",
+        device=head.device,
+    )

@@ -1,0 +1,190 @@
+"""Devices, models, branches, tags, versions and policies in the database. Each function is a step of one transaction."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, insert, select, update
+
+from tensorkeep.catalog import rules, schema
+from tensorkeep.catalog.database import Transaction
+from tensorkeep.catalog.sql_journal import append
+from tensorkeep.catalog.sql_rows import (
+    find_model_where,
+    get_model,
+    model_values,
+    read_devices,
+    read_refs,
+    read_versions,
+    values_of,
+)
+from tensorkeep.errors import NotFound
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.history import (
+    Change,
+    DeviceChanged,
+    ModelChanged,
+    ModelFacts,
+    RefChanged,
+    RefFacts,
+    RefKind,
+    StoreChanged,
+    VersionFacts,
+    VersionRemoved,
+)
+from tensorkeep.records.names import check_device_name, check_ref_name, is_version_prefix
+from tensorkeep.records.redundancy import parse_policy
+
+
+def change_device(tx: Transaction, old: DeviceFacts | None, new: DeviceFacts, now: datetime) -> int:
+    """Add or change a device; return the seq."""
+    check_device_name(new.name)
+    rules.check_device_change(old, new, read_devices(tx.connection))
+    table = schema.devices
+    if old is None:
+        tx.connection.execute(insert(table).values(**values_of(new), flushed_seq=0))
+    else:
+        tx.connection.execute(update(table).where(table.c.id == new.id).values(**values_of(new)))
+    return append(tx, [DeviceChanged(old=old, new=new)], now)
+
+
+def find_model(connection: Connection, folded: str) -> ModelFacts | None:
+    """Return the model of that folded name, or None."""
+    return find_model_where(connection, schema.models.c.folded == folded)
+
+
+def list_refs(connection: Connection, model: str) -> list[RefFacts]:
+    """Return a model's branches and tags, by kind and name."""
+    return read_refs(connection, schema.refs.c.model == model)
+
+
+def list_versions(connection: Connection, model: str) -> list[VersionFacts]:
+    """Return a model's versions, newest commit first."""
+    return read_versions(connection, schema.versions.c.model == model)[::-1]
+
+
+def get_version(connection: Connection, model: str, revision: str) -> VersionFacts:
+    """Return the version that a revision means: branch, tag, full id, then unique prefix of at least 7 digits."""
+    facts = get_model(connection, model)
+    for kind in ("branch", "tag"):
+        version = find_ref(connection, model, kind, revision)
+        if version is not None:
+            return read_versions(connection, schema.versions.c.id == version)[0]
+    found = []
+    if is_version_prefix(revision):
+        mine = schema.versions.c.model == model
+        found = read_versions(connection, mine, schema.versions.c.id.startswith(revision, autoescape=True))
+    return rules.choose_version(found, facts, revision)
+
+
+def find_ref(connection: Connection, model: str, kind: RefKind, name: str) -> str | None:
+    """Return the version that a branch or tag points at, or None."""
+    return connection.execute(select(schema.refs.c.version).where(_is_ref(model, kind, name))).scalar()
+
+
+def write_ref(connection: Connection, model: str, kind: RefKind, name: str, *, old: str | None, new: str) -> RefChanged:
+    """Make (old None) or move a branch or tag; return the change for the journal."""
+    if old is None:
+        connection.execute(insert(schema.refs).values(model=model, kind=kind, name=name, version=new))
+    else:
+        connection.execute(update(schema.refs).where(_is_ref(model, kind, name)).values(version=new))
+    return RefChanged(model=model, ref=kind, name=name, old=old, new=new)
+
+
+def set_ref(
+    tx: Transaction,
+    model: str,
+    kind: RefKind,
+    name: str,
+    *,
+    version: str | None,
+    expected: str | None,
+    now: datetime,
+) -> int:
+    """Make, move or delete a branch or tag by compare-and-swap; return the seq."""
+    check_ref_name(name, kind=kind)
+    get_model(tx.connection, model)
+    if version is not None:
+        get_model_version(tx.connection, model, version)
+    present = find_ref(tx.connection, model, kind, name)
+    rules.check_ref_move(kind=kind, name=name, present=present, expected=expected, new=version)
+    if version is not None:
+        change = write_ref(tx.connection, model, kind, name, old=present, new=version)
+    else:
+        tx.connection.execute(delete(schema.refs).where(_is_ref(model, kind, name)))
+        change = RefChanged(model=model, ref=kind, name=name, old=present, new=None)
+    return append(tx, [change], now)
+
+
+def get_model_version(connection: Connection, model: str, version: str) -> VersionFacts:
+    """Return a version of a model by its full id.
+
+    Raises:
+        NotFound: the model has no such version.
+    """
+    found = read_versions(connection, schema.versions.c.id == version, schema.versions.c.model == model)
+    if not found:
+        raise NotFound(f"there is no version {version} of model {model}", model=model, version=version)
+    return found[0]
+
+
+def remove_version(tx: Transaction, model: str, version: str, now: datetime) -> int:
+    """Remove a version that no branch or tag points at; return the seq."""
+    facts = get_model_version(tx.connection, model, version)
+    pointing = read_refs(tx.connection, schema.refs.c.version == version)
+    rules.refuse_referenced(version, pointing)
+    _delete_versions(tx.connection, schema.versions.c.id == version)
+    return append(tx, [VersionRemoved(version=facts)], now)
+
+
+def remove_model(tx: Transaction, model: str, now: datetime) -> int:
+    """Remove a model with all its refs and versions, in one entry; return the seq."""
+    connection = tx.connection
+    facts = get_model(connection, model)
+    refs = read_refs(connection, schema.refs.c.model == model)
+    versions = read_versions(connection, schema.versions.c.model == model)
+    connection.execute(delete(schema.refs).where(schema.refs.c.model == model))
+    _delete_versions(connection, schema.versions.c.model == model)
+    connection.execute(delete(schema.models).where(schema.models.c.id == model))
+    changes: list[Change] = [
+        RefChanged(model=model, ref=ref.kind, name=ref.name, old=ref.version, new=None) for ref in refs
+    ]
+    changes += [VersionRemoved(version=version) for version in versions]
+    changes.append(ModelChanged(old=facts, new=None))
+    return append(tx, changes, now)
+
+
+def set_policy(tx: Transaction, model: str | None, policy: str, now: datetime) -> int:
+    """Set the policy of a model, or of the store; return the seq."""
+    parse_policy(policy)
+    connection = tx.connection
+    if model is None:
+        old = connection.execute(select(schema.store.c.policy)).scalar_one()
+        connection.execute(update(schema.store).values(policy=policy))
+        return append(tx, [StoreChanged(old=old, new=policy)], now)
+    return append(tx, [write_policy(connection, get_model(connection, model), policy)], now)
+
+
+def write_policy(connection: Connection, model: ModelFacts, policy: str) -> ModelChanged:
+    """Give a model its own policy; return the change for the journal."""
+    new = ModelFacts(id=model.id, name=model.name, policy=policy, created_at=model.created_at)
+    connection.execute(update(schema.models).where(schema.models.c.id == model.id).values(policy=policy))
+    return ModelChanged(old=model, new=new)
+
+
+def insert_model(connection: Connection, model: ModelFacts) -> ModelChanged:
+    """Make a model; return the change for the journal."""
+    connection.execute(insert(schema.models).values(**model_values(model)))
+    return ModelChanged(old=None, new=model)
+
+
+def _delete_versions(connection: Connection, condition: Any) -> None:
+    doomed = select(schema.versions.c.number).where(condition)
+    connection.execute(delete(schema.version_parts).where(schema.version_parts.c.version.in_(doomed)))
+    connection.execute(delete(schema.versions).where(condition))
+    used = select(schema.versions.c.manifest)
+    connection.execute(delete(schema.manifests).where(schema.manifests.c.digest.not_in(used)))
+
+
+def _is_ref(model: str, kind: RefKind, name: str) -> Any:
+    table = schema.refs
+    return and_(table.c.model == model, table.c.kind == kind, table.c.name == name)

@@ -1,0 +1,147 @@
+"""Push sessions and staging in the database. Each function is a step of one transaction."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, update
+
+from tensorkeep.catalog import rules, schema
+from tensorkeep.catalog.database import chunks, insert_missing, lock_parts
+from tensorkeep.catalog.placing import Held, plan_staging
+from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
+from tensorkeep.catalog.sql_owing import read_owed
+from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of, location_values, read_devices
+from tensorkeep.records.json_text import format_time
+
+
+def keep_session(connection: Connection, session: str, now: datetime) -> None:
+    """Open a session, or say that it is alive."""
+    table = schema.push_sessions
+    moment = format_time(now)
+    insert_missing(connection, table, [{"id": session, "heartbeat": moment}])
+    connection.execute(update(table).where(table.c.id == session).values(heartbeat=moment))
+
+
+def end_session(connection: Connection, session: str) -> None:
+    """Close a session."""
+    connection.execute(delete(schema.push_sessions).where(schema.push_sessions.c.id == session))
+
+
+def stage(
+    connection: Connection, session: str, requests: Sequence[ObjectRequest], *, down: Collection[str], allow_soft: bool
+) -> list[Staging]:
+    """Answer what exists and insert the rows of what does not."""
+    keys = [rules.check_key(request.key) for request in requests]
+    _insert_parts(connection, requests)
+    part_ids = find_part_ids(connection, keys)
+    lock_parts(connection, list(part_ids.values()), exclusive=True)
+    _check_sizes(connection, requests, part_ids)
+    held = _read_held(connection, session, list(part_ids.values()))
+    owed = read_owed(connection, list(part_ids.values()))
+    plans = plan_staging(
+        [(request, owed.get(part_ids[request.key], 0)) for request in requests],
+        held={key: held.get(part_id, []) for key, part_id in part_ids.items()},
+        devices=read_devices(connection),
+        down=down,
+        allow_soft=allow_soft,
+    )
+    new = [location for plan in plans for location in plan.new]
+    _insert_locations(connection, session, new, part_ids)
+    delete_unused_parts(connection, sorted({part_ids[plan.request.key] for plan in plans if not plan.copies}))
+    numbers = _read_numbers(connection, session, sorted({part_ids[location.key] for location in new}))
+    return [plan.answer(numbers) for plan in plans]
+
+
+def record_stored(connection: Connection, session: str, locations: Sequence[int]) -> None:
+    """Move the session's staged rows to stored."""
+    table = schema.locations
+    for chunk in chunks(locations):
+        connection.execute(
+            update(table)
+            .where(table.c.id.in_(chunk), table.c.state == "staged", table.c.session == session)
+            .values(state="stored")
+        )
+
+
+def forget_staged(connection: Connection, session: str, locations: Sequence[int], now: datetime) -> None:
+    """Condemn the session's staged rows whose upload failed."""
+    table = schema.locations
+    for chunk in chunks(locations):
+        mine = (table.c.id.in_(chunk)) & (table.c.state == "staged") & (table.c.session == session)
+        part_ids = connection.execute(select(table.c.part_id).where(mine).distinct()).scalars().all()
+        lock_parts(connection, part_ids, exclusive=True)
+        connection.execute(update(table).where(mine).values(state="condemned", condemned_at=format_time(now)))
+
+
+def delete_unused_parts(connection: Connection, part_ids: Sequence[int]) -> None:
+    """Forget those of these objects that have neither rows nor versions."""
+    table = schema.parts
+    for chunk in chunks(part_ids):
+        connection.execute(delete(table).where(table.c.id.in_(chunk), *is_unused()))
+
+
+def is_unused() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions, over ``parts``, that an object has neither rows nor versions."""
+    rows, pairs = schema.locations, schema.version_parts
+    return (
+        ~exists().where(rows.c.part_id == schema.parts.c.id),
+        ~exists().where(pairs.c.part_id == schema.parts.c.id),
+    )
+
+
+def _insert_locations(
+    connection: Connection, session: str, new: Sequence[Location], part_ids: dict[ObjectKey, int]
+) -> None:
+    if new:
+        rows = [{**location_values(location, part_ids[location.key]), "session": session} for location in new]
+        connection.execute(insert(schema.locations), rows)
+
+
+def _read_numbers(connection: Connection, session: str, part_ids: Sequence[int]) -> dict[tuple[str, str], int]:
+    """Return the row ids of a session's staged rows of these objects, by device and name."""
+    table = schema.locations
+    found: dict[tuple[str, str], int] = {}
+    for chunk in chunks(part_ids):
+        query = select(table.c.device, table.c.name, table.c.id).where(
+            table.c.part_id.in_(chunk), table.c.session == session, table.c.state == "staged"
+        )
+        found.update(((device, name), number) for device, name, number in connection.execute(query))
+    return found
+
+
+def _insert_parts(connection: Connection, requests: Sequence[ObjectRequest]) -> None:
+    rows = {
+        request.key: {
+            "kind": request.key.kind.value,
+            "digest": request.key.digest,
+            "size_bytes": request.size_bytes,
+        }
+        for request in reversed(requests)
+    }
+    insert_missing(connection, schema.parts, list(rows.values()))
+
+
+def _check_sizes(connection: Connection, requests: Sequence[ObjectRequest], part_ids: dict[ObjectKey, int]) -> None:
+    table = schema.parts
+    sizes: dict[int, int] = {}
+    for chunk in chunks(list(part_ids.values())):
+        rows = connection.execute(select(table.c.id, table.c.size_bytes).where(table.c.id.in_(chunk)))
+        sizes.update((part_id, size) for part_id, size in rows)
+    for request in requests:
+        rules.check_size(request, sizes[part_ids[request.key]])
+
+
+def _read_held(connection: Connection, session: str, part_ids: Sequence[int]) -> dict[int, list[Held]]:
+    """Return every row of these objects, whatever its state: names are never used twice."""
+    table = schema.locations
+    held: dict[int, list[Held]] = {}
+    for chunk in chunks(part_ids):
+        query = (
+            select(*LOCATION_COLUMNS, table.c.part_id, table.c.session)
+            .join(schema.parts, schema.parts.c.id == table.c.part_id)
+            .where(table.c.part_id.in_(chunk))
+            .order_by(table.c.id)
+        )
+        for row in connection.execute(query):
+            held.setdefault(row.part_id, []).append(Held(location_of(row), mine=row.session == session))
+    return held

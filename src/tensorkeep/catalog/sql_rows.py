@@ -1,0 +1,139 @@
+"""Rows of the tables as values, and values as rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from tensorkeep.catalog import schema
+from tensorkeep.catalog.database import chunks
+from tensorkeep.catalog.protocol import Location, ObjectKey
+from tensorkeep.errors import NotFound
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.history import ModelFacts, RefFacts, StoreState, VersionFacts
+from tensorkeep.records.naming import ObjectKind
+
+LOCATION_COLUMNS = (
+    schema.locations.c.id,
+    schema.parts.c.kind,
+    schema.parts.c.digest,
+    schema.parts.c.size_bytes,
+    schema.locations.c.device,
+    schema.locations.c.name,
+    schema.locations.c.form,
+    schema.locations.c.offset,
+    schema.locations.c.length,
+    schema.locations.c.state,
+)
+
+_DEVICE_COLUMNS = tuple(schema.devices.c[field] for field in DeviceFacts.__struct_fields__)
+_MODEL_COLUMNS = tuple(schema.models.c[field] for field in ModelFacts.__struct_fields__)
+_VERSION_COLUMNS = tuple(schema.versions.c[field] for field in VersionFacts.__struct_fields__)
+_REF_COLUMNS = tuple(schema.refs.c[field] for field in RefFacts.__struct_fields__)
+
+
+def location_of(row: Any) -> Location:
+    """Return the location in a row of `LOCATION_COLUMNS`."""
+    return Location(
+        id=row.id,
+        key=ObjectKey(ObjectKind(row.kind), row.digest),
+        size_bytes=row.size_bytes,
+        device=row.device,
+        name=row.name,
+        form=row.form,
+        offset=row.offset,
+        length=row.length,
+        state=row.state,
+    )
+
+
+def location_values(location: Location, part_id: int) -> dict[str, Any]:
+    """Return the row of a location without its id, session and time of condemnation."""
+    return {
+        "part_id": part_id,
+        "device": location.device,
+        "name": location.name,
+        "form": location.form,
+        "offset": location.offset,
+        "length": location.length,
+        "state": location.state,
+    }
+
+
+def values_of(facts: msgspec.Struct) -> dict[str, Any]:
+    """Return a record's fields as column values."""
+    return msgspec.structs.asdict(facts)
+
+
+def model_values(facts: ModelFacts) -> dict[str, Any]:
+    """Return a model's row."""
+    return {**values_of(facts), "folded": facts.name.casefold()}
+
+
+def read_devices(connection: Connection) -> list[DeviceFacts]:
+    """Return all devices in order of being added."""
+    rows = connection.execute(select(*_DEVICE_COLUMNS).order_by(schema.devices.c.number))
+    return [DeviceFacts(**row._mapping) for row in rows]
+
+
+def read_models(connection: Connection) -> list[ModelFacts]:
+    """Return all models, by name without regard to case (by code points: databases sort text in their own ways)."""
+    found = [ModelFacts(**row._mapping) for row in connection.execute(select(*_MODEL_COLUMNS))]
+    return sorted(found, key=lambda facts: facts.name.casefold())
+
+
+def find_model_where(connection: Connection, condition: Any) -> ModelFacts | None:
+    """Return the one model that meets a condition, or None."""
+    row = connection.execute(select(*_MODEL_COLUMNS).where(condition)).first()
+    return None if row is None else ModelFacts(**row._mapping)
+
+
+def get_model(connection: Connection, model: str) -> ModelFacts:
+    """Return the model of that ulid.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = find_model_where(connection, schema.models.c.id == model)
+    if found is None:
+        raise NotFound(f"there is no model {model}: was it removed?", model=model)
+    return found
+
+
+def read_versions(connection: Connection, *conditions: Any) -> list[VersionFacts]:
+    """Return the versions that meet the conditions, oldest commit first."""
+    table = schema.versions
+    rows = connection.execute(select(*_VERSION_COLUMNS).where(*conditions).order_by(table.c.seq, table.c.number))
+    return [VersionFacts(**row._mapping) for row in rows]
+
+
+def read_refs(connection: Connection, *conditions: Any) -> list[RefFacts]:
+    """Return the refs that meet the conditions, by model, kind and name."""
+    found = [RefFacts(**row._mapping) for row in connection.execute(select(*_REF_COLUMNS).where(*conditions))]
+    return sorted(found, key=lambda ref: (ref.model, ref.kind, ref.name))
+
+
+def read_state(connection: Connection) -> StoreState:
+    """Return everything that the journal tells, as the tables hold it."""
+    return StoreState(
+        policy=connection.execute(select(schema.store.c.policy)).scalar_one(),
+        devices={facts.id: facts for facts in read_devices(connection)},
+        models={facts.id: facts for facts in sorted(read_models(connection), key=lambda facts: facts.id)},
+        versions={facts.id: facts for facts in read_versions(connection)},
+        refs=read_refs(connection),
+    )
+
+
+def find_part_ids(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
+    """Return the row ids of the objects that the catalog knows among these."""
+    table = schema.parts
+    found: dict[ObjectKey, int] = {}
+    for kind in ObjectKind:
+        digests = [key.digest for key in keys if key.kind is kind]
+        for chunk in chunks(digests):
+            rows = connection.execute(
+                select(table.c.digest, table.c.id).where(table.c.kind == kind.value, table.c.digest.in_(chunk))
+            )
+            found.update((ObjectKey(kind, digest), part_id) for digest, part_id in rows)
+    return found
