@@ -1,1 +1,194 @@
-"""tensorkeep: a distributed store for large AI models."""
+"""tensorkeep: a distributed store for large AI models.
+
+Open a store, push a folder, load it back from all devices at once, every byte verified::
+
+    import tensorkeep
+
+    store = tensorkeep.open()
+    store.push("./llama", "acme/llama", tag="v1")
+    arrays = store.model("acme/llama@v1").load()
+
+This module is the whole public API and a door: only here and in the command line is the environment read. Imports are lazy:
+``import tensorkeep`` costs nothing until something is used.
+"""
+
+import getpass
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tensorkeep._version import __version__
+from tensorkeep.errors import (
+    AlreadyExists,
+    Capacity,
+    Conflict,
+    Format,
+    Integrity,
+    Internal,
+    InvalidInput,
+    NotEnoughCopies,
+    NotFound,
+    PermissionDenied,
+    TensorkeepError,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from tensorkeep.runtime import Runtime
+    from tensorkeep.store.model import Model, TensorHandle
+    from tensorkeep.store.reports import Diff, GcReport, RebuildReport, StatusReport, VerifyReport, Version
+    from tensorkeep.store.store import DeviceCollection, Store
+    from tensorkeep.transfer.report import LoadReport
+
+__all__ = [
+    "AlreadyExists",
+    "Capacity",
+    "Conflict",
+    "DeviceCollection",
+    "Diff",
+    "Format",
+    "GcReport",
+    "Integrity",
+    "Internal",
+    "InvalidInput",
+    "LoadReport",
+    "Model",
+    "NotEnoughCopies",
+    "NotFound",
+    "PermissionDenied",
+    "RebuildReport",
+    "StatusReport",
+    "Store",
+    "TensorHandle",
+    "TensorkeepError",
+    "Unavailable",
+    "VerifyReport",
+    "Version",
+    "__version__",
+    "init",
+    "open",
+    "rebuild_catalog",
+]
+
+_LAZY = {
+    "DeviceCollection": "tensorkeep.store.store",
+    "Diff": "tensorkeep.store.reports",
+    "GcReport": "tensorkeep.store.reports",
+    "LoadReport": "tensorkeep.transfer.report",
+    "Model": "tensorkeep.store.model",
+    "RebuildReport": "tensorkeep.store.reports",
+    "StatusReport": "tensorkeep.store.reports",
+    "Store": "tensorkeep.store.store",
+    "TensorHandle": "tensorkeep.store.model",
+    "VerifyReport": "tensorkeep.store.reports",
+    "Version": "tensorkeep.store.reports",
+}
+
+
+def open(  # noqa: A001 - the name that the API fixed: tensorkeep.open
+    location: "str | os.PathLike[str] | None" = None, *, runtime: "Runtime | None" = None
+) -> "Store":
+    """Return the store at a location; a new one where the folder is missing or empty.
+
+    Args:
+        location: a folder. None: ``TENSORKEEP_STORE`` of the environment, then ``~/.tensorkeep``.
+        runtime: clock, randomness, workers and failpoints, for tests.
+
+    Raises:
+        InvalidInput: the folder is not empty and no store.
+        NotFound: the store's catalog is gone; `rebuild_catalog` brings it back.
+    """
+    from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
+    from tensorkeep.store.opening import open_folder  # noqa: PLC0415
+    from tensorkeep.store.store import Store  # noqa: PLC0415
+
+    return Store(
+        open_folder(_folder(location), runtime=runtime or system_runtime(), cache_root=_cache_root(), user=_user())
+    )
+
+
+def init(
+    location: "str | os.PathLike[str] | None" = None,
+    *,
+    replicas: int | None = None,
+    ec: str | None = None,
+    runtime: "Runtime | None" = None,
+) -> "Store":
+    """Make a store with a default redundancy and return it.
+
+    Args:
+        location: as in `open`.
+        replicas: whole copies of each part, 1 if None.
+        ec: erasure coding ``K+M`` (reserved by the format; this version refuses it).
+        runtime: as in `open`.
+
+    Raises:
+        AlreadyExists: there is a store already.
+        InvalidInput: the folder is not empty, or the redundancy makes no sense.
+    """
+    from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
+    from tensorkeep.store.opening import open_folder  # noqa: PLC0415
+    from tensorkeep.store.push import make_policy  # noqa: PLC0415
+    from tensorkeep.store.store import Store  # noqa: PLC0415
+
+    context = open_folder(
+        _folder(location),
+        runtime=runtime or system_runtime(),
+        cache_root=_cache_root(),
+        user=_user(),
+        policy=make_policy(replicas, ec),
+        exist_ok=False,
+    )
+    return Store(context)
+
+
+def rebuild_catalog(
+    location: "str | os.PathLike[str] | None" = None,
+    *,
+    sources: Sequence[str] = (),
+    force: bool = False,
+    runtime: "Runtime | None" = None,
+) -> "RebuildReport":
+    """Make a store's lost, damaged or outdated catalog anew from its devices, and return what it holds.
+
+    Args:
+        location: as in `open`.
+        sources: URLs of devices; one is enough, the journal names the others. Empty: those that the store's folder remembers.
+        force: also where the catalog is whole and up to date.
+        runtime: as in `open`.
+
+    Raises:
+        NotFound: no device can be read.
+        AlreadyExists: there is nothing to rebuild.
+    """
+    from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
+    from tensorkeep.store.rebuild import rebuild_catalog as rebuild  # noqa: PLC0415
+
+    return rebuild(_folder(location), sources=sources, force=force, runtime=runtime or system_runtime(), user=_user())
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public class, imported when it is first asked for."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _folder(location: "str | os.PathLike[str] | None") -> Path:
+    text = os.fspath(location) if location is not None else os.environ.get("TENSORKEEP_STORE", "")
+    if "://" in text:
+        raise InvalidInput(f"{text!r}: this version opens stores in folders; give a path", store=text)
+    return Path(text or "~/.tensorkeep").expanduser().absolute()
+
+
+def _cache_root() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorkeep"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return ""

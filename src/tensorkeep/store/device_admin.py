@@ -1,0 +1,111 @@
+"""Adding devices, and giving up lost ones."""
+
+import msgspec
+
+from tensorkeep.devices.bandwidth import measure_bandwidth
+from tensorkeep.devices.opening import normalize_url, open_device
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
+from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identity
+from tensorkeep.records.names import check_device_name
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fleet import write_identity
+from tensorkeep.store.journal import flush_journal, new_ulid
+
+
+def add_device(
+    context: StoreContext,
+    name: str,
+    url: str,
+    *,
+    zone: str | None,
+    capacity: int | None,
+    bandwidth: int | None,
+    rate_limit: int | None,
+    untrusted: bool,
+) -> DeviceFacts:
+    """Make a place a device of the store and return its row; see `DeviceCollection.add`."""
+    check_device_name(name)
+    check_device_name(zone or name)
+    for label, value in (("capacity", capacity), ("bandwidth", bandwidth), ("rate limit", rate_limit)):
+        if value is not None and value <= 0:
+            raise InvalidInput(f"the {label} of device {name} must be over 0, not {value}", device=name)
+    canonical = normalize_url(url)
+    present = context.catalog.list_devices()
+    for facts in present:
+        if facts.state == "active" and (facts.name.casefold() == name.casefold() or facts.url == canonical):
+            raise AlreadyExists(
+                f"device {facts.name} is at {facts.url} already: choose another name and place", device=name
+            )
+    device = open_device(canonical, runtime=context.runtime, rate_limit_bytes_per_s=rate_limit)
+    _check_place(context, name, canonical, device, {facts.id for facts in present})
+    device.prepare()
+    measured = bandwidth or measure_bandwidth(device, runtime=context.runtime)
+    facts = DeviceFacts(
+        id=new_ulid(context.runtime),
+        name=name,
+        url=canonical,
+        zone=zone or name,
+        durability=device.durability,
+        capacity=capacity,
+        bandwidth=measured,
+        rate_limit=rate_limit,
+        untrusted=untrusted,
+    )
+    info = context.catalog.info()
+    write_identity(device, facts.id, store=info.store, epoch=info.epoch, runtime=context.runtime)
+    seq = context.catalog.change_device(None, facts, heads=context.fleet.heads(), now=context.runtime.clock.now())
+    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+    return facts
+
+
+def lose_device(context: StoreContext, name: str) -> DeviceFacts:
+    """Give a device up for lost: its copies count no more, and pushes and repair replace them. It is never used again.
+
+    Raises:
+        NotFound: there is no such device.
+        InvalidInput: it is marked lost already.
+    """
+    found = [facts for facts in context.catalog.list_devices() if facts.name.casefold() == name.casefold()]
+    if not found:
+        raise NotFound(f"no device {name!r}: `tensorkeep device ls` lists them", device=name)
+    old = next((facts for facts in found if facts.state == "active"), None)
+    if old is None:
+        raise InvalidInput(f"device {name} is marked lost already", device=name)
+    new = msgspec.structs.replace(old, state="lost")
+    heads = tuple(head for head in context.fleet.heads() if head.device != old.id)
+    seq = context.catalog.change_device(old, new, heads=heads, now=context.runtime.clock.now())
+    context.fleet.forget(old.id)
+    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+    return new
+
+
+def _check_place(context: StoreContext, name: str, url: str, device: Device, known: set[str]) -> None:
+    """Return if a place is free to become a device: nothing there, or an identity of ours that never got into the catalog."""
+    if not _answers(device):
+        return
+    data = device.read_identity()
+    if data is not None:
+        identity = decode_identity(data, device=name)
+        if identity.store != context.catalog.info().store:
+            raise InvalidInput(
+                f"{url} belongs to another store ({identity.store}): give an empty folder", device=name, url=url
+            )
+        if identity.device in known:
+            raise InvalidInput(
+                f"{url} holds a device that this store has given up or knows under another name: give an empty folder",
+                device=name,
+                url=url,
+            )
+        return
+    if next(device.iter_objects(""), None) is not None:
+        raise InvalidInput(f"{url} holds objects but no {IDENTITY_NAME}: give an empty folder", device=name, url=url)
+
+
+def _answers(device: Device) -> bool:
+    """Return whether the place is there already; `prepare` makes a folder that is not."""
+    try:
+        device.read_identity()
+    except Unavailable:
+        return False
+    return True

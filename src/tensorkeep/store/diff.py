@@ -1,0 +1,91 @@
+"""What differs between two versions: files by SHA-256, tensors by digest, dtype and shape; equal content moved is a rename."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from tensorkeep.records.manifest import Manifest, Tensor
+from tensorkeep.store.names_of_tensors import tensors_by_name
+from tensorkeep.store.reports import Diff, FileChange, TensorChange
+
+_Row = TypeVar("_Row")
+
+
+def diff_manifests(old_id: str, old: Manifest, new_id: str, new: Manifest) -> Diff:
+    """Return the changes that lead from one version to another, sorted by path and name."""
+    return Diff(old_id, new_id, tuple(_diff_files(old, new)), tuple(_diff_tensors(old, new)))
+
+
+def _diff_files(old: Manifest, new: Manifest) -> list[FileChange]:
+    before = {file.path: file for file in old.files}
+    after = {file.path: file for file in new.files}
+    renamed = _find_renamed(before, after, lambda file: (file.sha256, file.size_bytes))
+    changes = []
+    for path in sorted({*before, *after}):
+        was, now = before.get(path), after.get(path)
+        if path in renamed.values():
+            continue
+        if path in renamed:
+            source = before[renamed[path]]
+            changes.append(FileChange("renamed", path, after[path].size_bytes, source.size_bytes, source.path))
+        elif was is None and now is not None:
+            changes.append(FileChange("added", path, now.size_bytes, None))
+        elif now is None and was is not None:
+            changes.append(FileChange("removed", path, None, was.size_bytes))
+        elif was is not None and now is not None and was.sha256 != now.sha256:
+            changes.append(FileChange("changed", path, now.size_bytes, was.size_bytes))
+    return changes
+
+
+def _diff_tensors(old: Manifest, new: Manifest) -> list[TensorChange]:
+    before = {name: tensor for name, (_, tensor) in tensors_by_name(old).items()}
+    after = {name: tensor for name, (_, tensor) in tensors_by_name(new).items()}
+    renamed = _find_renamed(before, after, _content)
+    changes = []
+    for name in sorted({*before, *after}):
+        if name in renamed.values():
+            continue
+        was = before.get(renamed.get(name, name))
+        now = after.get(name)
+        if name in renamed:
+            changes.append(_tensor_change("renamed", name, was, now, old_name=renamed[name]))
+        elif was is None:
+            changes.append(_tensor_change("added", name, was, now))
+        elif now is None:
+            changes.append(_tensor_change("removed", name, was, now))
+        elif _content(was) != _content(now):
+            changes.append(_tensor_change("changed", name, was, now))
+    return changes
+
+
+def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+    return tensor.dtype, tensor.shape, tensor.digest
+
+
+def _find_renamed(before: Mapping[str, _Row], after: Mapping[str, _Row], content: Any) -> dict[str, str]:
+    """Return new name → old name of rows whose content is the same under a name that the other side lacks."""
+    gone: dict[Any, list[str]] = {}
+    for name in sorted(before.keys() - after.keys(), reverse=True):
+        gone.setdefault(content(before[name]), []).append(name)
+    renamed = {}
+    for name in sorted(after.keys() - before.keys()):
+        names = gone.get(content(after[name]))
+        if names:
+            renamed[name] = names.pop()
+    return renamed
+
+
+def _tensor_change(
+    kind: Any, name: str, was: Tensor | None, now: Tensor | None, *, old_name: str | None = None
+) -> TensorChange:
+    either = now or was
+    assert either is not None
+    return TensorChange(
+        kind=kind,
+        name=name,
+        dtype=now.dtype if now else None,
+        shape=now.shape if now else None,
+        old_dtype=was.dtype if was else None,
+        old_shape=was.shape if was else None,
+        size_bytes=either.length,
+        old_name=old_name,
+    )

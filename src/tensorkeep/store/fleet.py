@@ -1,0 +1,191 @@
+"""The store's devices as this process sees them: opened once, identity checked at first use, never believed blindly.
+
+A device is used only when its ``tensorkeep.json`` says that it is this store's and this very device: an empty mount point,
+another store's disk or two swapped disks are refused by name. A device that can't be used is *unreachable*, which is never
+the same as *absent*: nothing is deleted or called lost because of it.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tensorkeep.catalog.protocol import Catalog, DeviceHead
+from tensorkeep.devices.opening import open_device
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import Format, Integrity, PermissionDenied, TensorkeepError, Unavailable
+from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, DeviceIdentity, decode_identity, encode_identity
+from tensorkeep.records.json_text import format_time
+from tensorkeep.records.naming import JournalName, parse_physical_name
+from tensorkeep.runtime import Runtime
+
+DeviceOpener = Callable[[DeviceFacts, Runtime], Device]
+
+
+def open_by_facts(facts: DeviceFacts, runtime: Runtime) -> Device:
+    """Return the device that a catalog row describes, rate limited where the user asked for it."""
+    return open_device(facts.url, runtime=runtime, rate_limit_bytes_per_s=facts.rate_limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A device of the store: its row, its handle, and why it can't be used (None where it can).
+
+    ``readable`` alone may hold where only the identity is damaged: objects are verified by themselves, so reading stays safe.
+    """
+
+    facts: DeviceFacts
+    device: Device | None
+    problem: TensorkeepError | None
+
+    @property
+    def readable(self) -> bool:
+        """Whether objects may be read from it."""
+        return self.device is not None and (self.problem is None or isinstance(self.problem, Integrity))
+
+    @property
+    def writable(self) -> bool:
+        """Whether objects may be written to it."""
+        return self.device is not None and self.problem is None
+
+
+class Fleet:
+    """All active devices of a store. Thread safe."""
+
+    def __init__(self, catalog: Catalog, *, runtime: Runtime, opener: DeviceOpener = open_by_facts) -> None:
+        self._catalog = catalog
+        self._runtime = runtime
+        self._opener = opener
+        self._lock = threading.Lock()
+        self._opened: dict[DeviceFacts, Device] = {}
+        self._checked: set[str] = set()
+
+    def members(self) -> list[Member]:
+        """Return every active device, by the catalog's present rows; each is opened and checked where that was not done."""
+        return [self._member(facts) for facts in self._catalog.list_devices() if facts.state == "active"]
+
+    def readable(self) -> dict[str, Device]:
+        """Return the devices that can be read now, by id."""
+        return {m.facts.id: m.device for m in self.members() if m.readable and m.device is not None}
+
+    def writable(self) -> dict[str, Device]:
+        """Return the devices that can be written now, by id."""
+        return {m.facts.id: m.device for m in self.members() if m.writable and m.device is not None}
+
+    def names(self) -> dict[str, str]:
+        """Return the user's name of every device, lost ones too, by id."""
+        return {facts.id: facts.name for facts in self._catalog.list_devices()}
+
+    def heads(self) -> tuple[DeviceHead, ...]:
+        """Return what every reachable device says of its epoch and journal, read now."""
+        heads = []
+        for member in self.members():
+            if member.writable and member.device is not None:
+                try:
+                    heads.append(_read_head(member.facts, member.device))
+                except Unavailable:
+                    continue
+        return tuple(heads)
+
+    def check_epoch(self, facts: DeviceFacts, device: Device, epoch: int) -> None:
+        """Return if a device has not been taken over by a newer catalog.
+
+        Raises:
+            Unavailable: its identity has a higher epoch now.
+        """
+        identity = _read_identity(facts, device)
+        if identity.epoch > epoch:
+            raise Unavailable(
+                f"device {facts.name} belongs to a newer catalog (epoch {identity.epoch}, this one has {epoch}): "
+                "run `tensorkeep rebuild-catalog`",
+                device=facts.name,
+            )
+
+    def forget(self, device_id: str) -> None:
+        """Close what is known of a device, so that its next use opens and checks it again."""
+        with self._lock:
+            self._checked.discard(device_id)
+            for facts in [facts for facts in self._opened if facts.id == device_id]:
+                del self._opened[facts]
+
+    def _member(self, facts: DeviceFacts) -> Member:
+        with self._lock:
+            device = self._opened.get(facts)
+            checked = facts.id in self._checked
+        try:
+            if device is None:
+                device = self._opener(facts, self._runtime)
+                with self._lock:
+                    device = self._opened.setdefault(facts, device)
+            if not checked:
+                self._check_identity(facts, device)
+                with self._lock:
+                    self._checked.add(facts.id)
+        except TensorkeepError as error:
+            return Member(facts, device, error)
+        return Member(facts, device, None)
+
+    def _check_identity(self, facts: DeviceFacts, device: Device) -> None:
+        identity = _read_identity(facts, device)
+        info = self._catalog.info()
+        if identity.store != info.store:
+            raise Unavailable(
+                f"{facts.url} belongs to another store ({identity.store}), not to this one ({info.store}): "
+                f"mount the right disk as device {facts.name}",
+                device=facts.name,
+            )
+        if identity.device != facts.id:
+            raise Unavailable(
+                f"{facts.url} is another device of this store than {facts.name}: were two disks swapped?",
+                device=facts.name,
+            )
+        if identity.epoch < info.epoch:
+            write_identity(device, facts.id, store=info.store, epoch=info.epoch, runtime=self._runtime)
+
+
+def write_identity(device: Device, device_id: str, *, store: str, epoch: int, runtime: Runtime) -> None:
+    """Give a device its identity in an epoch, durably."""
+    identity = DeviceIdentity(
+        layout=1, store=store, device=device_id, epoch=epoch, created_at=format_time(runtime.clock.now())
+    )
+    device.replace_identity(encode_identity(identity))
+
+
+def newest_entry(device: Device) -> JournalName | None:
+    """Return the name of a device's newest journal entry, or None where it has none."""
+    newest: JournalName | None = None
+    for info in device.iter_objects("journal/"):
+        name = parse_physical_name(info.name)
+        if isinstance(name, JournalName) and (newest is None or (name.epoch, name.seq) > (newest.epoch, newest.seq)):
+            newest = name
+    return newest
+
+
+def _read_head(facts: DeviceFacts, device: Device) -> DeviceHead:
+    identity = _read_identity(facts, device)
+    newest = newest_entry(device)
+    if newest is None:
+        return DeviceHead(device=facts.id, epoch=identity.epoch)
+    return DeviceHead(
+        device=facts.id,
+        epoch=identity.epoch,
+        entry_epoch=newest.epoch,
+        seq=newest.seq,
+        digest=newest.digest.hex(),
+    )
+
+
+def _read_identity(facts: DeviceFacts, device: Device) -> DeviceIdentity:
+    try:
+        data = device.read_identity()
+    except PermissionDenied as error:
+        raise Unavailable(f"device {facts.name} can't be read: {error.message}", device=facts.name) from error
+    if data is None:
+        raise Unavailable(
+            f"device {facts.name} has no {IDENTITY_NAME} at {facts.url}: is its disk mounted?", device=facts.name
+        )
+    try:
+        return decode_identity(data, device=facts.name)
+    except Format as error:
+        if error.facts.get("layout") is not None:
+            raise Unavailable(error.message, device=facts.name) from error
+        raise Integrity(error.message, device=facts.name) from error

@@ -1,0 +1,110 @@
+"""Frameworks: who makes the arrays that a load fills. numpy is built in; others come by the entry point group.
+
+``store`` never imports torch: the package registers ``tensorkeep.integrations.torch`` under the entry point group
+``tensorkeep.frameworks``, and third parties can register theirs. See ``docs/design/001-rooms-and-runtime.md``.
+"""
+
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorkeep.errors import InvalidInput, NotFound
+from tensorkeep.records.dtype import get_dtype, packed_shape
+from tensorkeep.transfer.memory import allocate
+
+ENTRY_POINT_GROUP = "tensorkeep.frameworks"
+
+
+class Destination(NamedTuple):
+    """An empty array of a framework, and the numpy view of its memory that a load fills (packed shape and dtype)."""
+
+    array: Any
+    view: npt.NDArray[Any]
+
+
+class Framework(Protocol):
+    """Makes and reads a framework's arrays. Implementations are classes without arguments."""
+
+    def make_empty(self, dtype: str, shape: tuple[int, ...], device: str | None) -> Destination:
+        """Return an empty array of that safetensors dtype and shape (elements).
+
+        Raises:
+            InvalidInput: the framework has no such dtype or device.
+        """
+
+    def finish(self, destination: Destination, device: str | None) -> Any:
+        """Return the array that the caller gets, once the view is filled."""
+
+    def to_numpy(self, array: Any) -> npt.NDArray[Any] | None:
+        """Return a numpy array over or of the same bytes, or None if it isn't one of this framework's."""
+
+
+class NumpyFramework:
+    """numpy arrays; bfloat16 and 8-bit floats by ml_dtypes, narrower types as packed bytes."""
+
+    def make_empty(self, dtype: str, shape: tuple[int, ...], device: str | None) -> Destination:
+        """Return an empty array in memory of its own."""
+        if device not in (None, "cpu"):
+            raise InvalidInput(f"numpy has no device {device!r}: leave it out", device=device)
+        array = empty_array(dtype, shape)
+        return Destination(array, array)
+
+    def finish(self, destination: Destination, device: str | None) -> Any:  # noqa: ARG002 - the protocol's names
+        """Return the array itself."""
+        return destination.array
+
+    def to_numpy(self, array: Any) -> npt.NDArray[Any] | None:
+        """Return the array if it is numpy's."""
+        return array if isinstance(array, np.ndarray) else None
+
+
+def empty_array(dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an empty numpy array for a tensor, in page-aligned memory that the array alone keeps."""
+    kind = get_dtype(dtype)
+    packed = packed_shape(shape, kind)
+    count = int(np.prod(packed, dtype=np.int64)) if packed else 1
+    if count == 0:
+        return np.empty(packed, dtype=kind.numpy)
+    return np.frombuffer(allocate(count * kind.numpy.itemsize), dtype=kind.numpy).reshape(packed)
+
+
+def get_framework(name: str) -> Framework:
+    """Return the framework of that name.
+
+    Raises:
+        NotFound: none is registered, or its package is not installed.
+    """
+    if name == "numpy":
+        return NumpyFramework()
+    found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in found:
+        known = ", ".join(sorted(["numpy", *found]))
+        raise NotFound(f"no framework {name!r}: known are {known}", framework=name)
+    try:
+        made: Framework = found[name].load()()
+    except ImportError as error:
+        raise NotFound(f"framework {name!r} is not installed: pip install {name}", framework=name) from error
+    return made
+
+
+def to_numpy(value: Any) -> npt.NDArray[Any]:
+    """Return the numpy array of a value from memory: numpy's own, or one of a framework that is registered.
+
+    Raises:
+        InvalidInput: nobody knows it.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    package = type(value).__module__.partition(".")[0]
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name == package:
+            array = get_framework(package).to_numpy(value)
+            if array is not None:
+                return array
+    raise InvalidInput(
+        f"{type(value).__name__} is no array that can be stored: give numpy arrays", type=str(type(value))
+    )

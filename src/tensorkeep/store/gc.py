@@ -1,0 +1,121 @@
+"""gc: condemn what nothing uses, delete it from devices after the grace, drop its rows when its absence is confirmed.
+
+Safety never asks a clock: a row is condemned in a transaction that commits cannot overtake (the locking rule), physical names
+are never used again, and a device that can't be reached keeps its rows. The grace is for readers with open plans.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tensorkeep.catalog.protocol import Location
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import NotFound, TensorkeepError
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.reports import GcReport
+
+_PAGE = 1000
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """What was deleted and what waits."""
+
+    deleted: int = 0
+    deleted_bytes: int = 0
+    unreachable: set[str] = field(default_factory=set)
+
+
+def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport:
+    """Condemn, delete, drop; or say what that would do. See `Store.gc`."""
+    catalog, clock = context.catalog, context.runtime.clock
+    summary = catalog.condemn(grace_s=grace_s, dry_run=dry_run, heads=context.fleet.heads(), now=clock.now())
+    sweep, swept = _Sweep(), 0
+    if not dry_run:
+        context.runtime.failpoints.hit("gc.condemned")
+        _delete_condemned(context, sweep, grace_s)
+        swept = _sweep_unfinished(context, grace_s)
+    waiting = list(_all_condemned(context))
+    return GcReport(
+        dry_run=dry_run,
+        condemned=summary.locations,
+        condemned_bytes=summary.bytes,
+        deleted=sweep.deleted,
+        deleted_bytes=sweep.deleted_bytes,
+        waiting=len(waiting),
+        waiting_bytes=sum(location.length for location in waiting),
+        swept_unfinished=swept,
+        unreachable=tuple(sorted(sweep.unreachable)),
+    )
+
+
+def _all_condemned(context: StoreContext) -> list[Location]:
+    found: list[Location] = []
+    after = 0
+    while page := context.catalog.list_condemned(
+        grace_s=0.0, now=context.runtime.clock.now(), after=after, limit=_PAGE
+    ):
+        found += page
+        after = page[-1].id
+    return found
+
+
+def _delete_condemned(context: StoreContext, sweep: _Sweep, grace_s: float) -> None:
+    facts = {f.id: f for f in context.catalog.list_devices()}
+    writable = context.fleet.writable()
+    after = 0
+    while page := context.catalog.list_condemned(
+        grace_s=grace_s, now=context.runtime.clock.now(), after=after, limit=_PAGE
+    ):
+        after = page[-1].id
+        by_device: dict[str, list[Location]] = {}
+        for location in page:
+            by_device.setdefault(location.device, []).append(location)
+        for device_id, rows in by_device.items():
+            if facts[device_id].state == "lost":
+                context.catalog.drop([row.id for row in rows])
+            elif device_id not in writable:
+                sweep.unreachable.add(facts[device_id].name)
+            else:
+                _delete_rows(context, facts[device_id], writable[device_id], rows, sweep)
+
+
+def _delete_rows(
+    context: StoreContext, facts: DeviceFacts, device: Device, rows: Sequence[Location], sweep: _Sweep
+) -> None:
+    failpoints = context.runtime.failpoints
+    try:
+        # A catalog that a rebuild has replaced must not delete what the new one may need.
+        context.fleet.check_epoch(facts, device, context.catalog.info().epoch)
+        for row in rows:
+            device.delete(row.name)
+        failpoints.hit("gc.deleted")
+        device.flush()
+        failpoints.hit("gc.flushed")
+        gone = [row for row in rows if _is_absent(device, row)]
+    except TensorkeepError:
+        sweep.unreachable.add(facts.name)
+        return
+    context.catalog.drop([row.id for row in gone])
+    failpoints.hit("gc.dropped")
+    sweep.deleted += len(gone)
+    sweep.deleted_bytes += sum(row.length for row in gone)
+
+
+def _is_absent(device: Device, row: Location) -> bool:
+    try:
+        device.size_of(row.name)
+    except NotFound:
+        return True
+    return False
+
+
+def _sweep_unfinished(context: StoreContext, grace_s: float) -> int:
+    swept = 0
+    for device in context.fleet.writable().values():
+        try:
+            swept += device.sweep_unfinished(grace_s)
+        except TensorkeepError:
+            continue
+    context.runtime.failpoints.hit("gc.tmp_swept")
+    return swept

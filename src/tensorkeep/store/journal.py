@@ -1,0 +1,119 @@
+"""The journal on devices: what the catalog's outbox holds goes out in order, and a verb succeeds when enough devices have it.
+
+Whoever flushes sends all older entries first, so a device's newest entry says that it has every earlier one since the last
+snapshot. After the entries are durable the device's identity is read again: a catalog that a rebuild has replaced in
+between learns it here, before the verb is acknowledged.
+"""
+
+from collections.abc import Sequence
+
+from tensorkeep.catalog.protocol import Catalog, JournalRow
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import NotEnoughCopies, TensorkeepError
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.naming import JournalName, parse_physical_name, physical_name
+from tensorkeep.records.redundancy import metadata_copies, parse_policy
+from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
+from tensorkeep.runtime import Runtime
+from tensorkeep.store.fleet import Fleet
+
+_BATCH = 500
+
+
+def new_ulid(runtime: Runtime) -> str:
+    """Return a fresh ulid of now."""
+    return make_ulid(runtime.clock.now(), runtime.randomness.random_bytes(RANDOM_BYTES))
+
+
+def owed_devices(devices: Sequence[DeviceFacts], policy: str) -> int:
+    """Return how many devices an entry must be on: as many as a manifest owes, of the durable ones where there are any."""
+    active = [facts for facts in devices if facts.state == "active"]
+    durable = [facts for facts in active if facts.durability == "durable"]
+    count = len(durable) or len(active)
+    return metadata_copies(parse_policy(policy), count) if count else 0
+
+
+def flush_journal(
+    catalog: Catalog, fleet: Fleet, seq: int, *, runtime: Runtime, policy: str | None = None, need: int | None = None
+) -> None:
+    """Return when the entry ``seq`` and all before it are durable on as many devices as they owe.
+
+    Args:
+        catalog: whose outbox is sent.
+        fleet: where to.
+        seq: the entry that the verb appended.
+        runtime: clock, randomness, workers.
+        policy: whose debt counts; the store's if None.
+        need: how many devices are enough, where the caller knows better than the policy (a degraded push).
+
+    Raises:
+        NotEnoughCopies: committed, but on fewer devices; the next verb sends the rest.
+    """
+    info = catalog.info()
+    members = fleet.members()
+    failures: list[str] = [f"{m.facts.name}: {m.problem}" for m in members if not m.writable]
+    targets = [(m.facts, m.device) for m in members if m.writable and m.device is not None]
+    with runtime.workers.open_pool(max(1, len(targets)), "journal") as pool:
+        tasks = [
+            (facts, pool.submit(_send_backlog, catalog, fleet, facts, device, info.epoch, runtime))
+            for facts, device in targets
+        ]
+        for facts, task in tasks:
+            try:
+                task.result()
+            except TensorkeepError as error:
+                failures.append(f"{facts.name}: {error.message}")
+    owed = owed_devices(catalog.list_devices(), policy or info.policy) if need is None else need
+    _check_copies(catalog, seq, owed, failures)
+    trim_journal(catalog, fleet, runtime=runtime)
+
+
+def trim_journal(catalog: Catalog, fleet: Fleet, *, runtime: Runtime) -> None:
+    """Remove entries older than a snapshot that every device has, from the catalog and from the devices."""
+    seq = catalog.trim_journal()
+    if not seq:
+        return
+    for device in fleet.writable().values():
+        for info in list(device.iter_objects("journal/")):
+            name = parse_physical_name(info.name)
+            if isinstance(name, JournalName) and name.seq < seq:
+                device.delete(info.name)
+        device.flush()
+    runtime.failpoints.hit("journal.trimmed")
+
+
+def _send_backlog(
+    catalog: Catalog, fleet: Fleet, facts: DeviceFacts, device: Device, epoch: int, runtime: Runtime
+) -> None:
+    while rows := catalog.journal_backlog(facts.id, limit=_BATCH):
+        for row in rows:
+            device.put(entry_name(row, new_ulid(runtime)), [row.body])
+        runtime.failpoints.hit("journal.written")
+        device.flush()
+        runtime.failpoints.hit("journal.flushed")
+        fleet.check_epoch(facts, device, epoch)
+        catalog.record_flushed(facts.id, rows[-1].seq)
+        runtime.failpoints.hit("journal.recorded")
+        if len(rows) < _BATCH:
+            return
+
+
+def entry_name(row: JournalRow, ulid: str) -> str:
+    """Return the physical name of a journal entry."""
+    return physical_name(JournalName(row.epoch, row.seq, bytes.fromhex(row.digest), ulid))
+
+
+def _check_copies(catalog: Catalog, seq: int, owed: int, failures: Sequence[str]) -> None:
+    flushed = catalog.flushed()
+    active = [facts for facts in catalog.list_devices() if facts.state == "active"]
+    durable = [facts for facts in active if facts.durability == "durable"] or active
+    have = sum(flushed.get(facts.id, 0) >= seq for facts in durable)
+    if have < owed:
+        raise NotEnoughCopies(
+            f"committed, not yet on devices: journal entry {seq} is on {have} of the {owed} devices it owes"
+            + (f" ({'; '.join(failures)})" if failures else "")
+            + "; bring the device back or run `tensorkeep device lost NAME`, any later command sends the rest",
+            seq=seq,
+            have=have,
+            owed=owed,
+        )

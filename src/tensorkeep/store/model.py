@@ -1,0 +1,291 @@
+"""A version opened for reading: its structure, and its tensors loaded from all devices at once, every block verified."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorkeep.errors import InvalidInput, NotFound
+from tensorkeep.records.checks import Checks
+from tensorkeep.records.dtype import find_dtype, packed_shape
+from tensorkeep.records.history import VersionFacts
+from tensorkeep.records.manifest import File, Manifest, Tensor
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.damage import confirm_checks, record_damage
+from tensorkeep.store.frameworks import Destination, get_framework
+from tensorkeep.store.names_of_tensors import find_tensor, tensors_by_name
+from tensorkeep.store.progress import ByteProgress, progress_callback
+from tensorkeep.store.reports import FileInfo, ProgressCallback, TensorInfo, Version
+from tensorkeep.store.structure import open_checks, part_table
+from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.reader import read_boxes
+from tensorkeep.transfer.report import LoadReport, Verify
+
+DEFAULT_MEMORY_LIMIT_BYTES = 256 << 20
+
+Mode = Literal["auto", "read"]
+
+
+class Model:
+    """One version of a model. Opening it reads the manifest only; tensors are read when asked for.
+
+    Attributes:
+        name: ``namespace/name``.
+        version: the version, as users see it.
+        manifest: its structure.
+        tensors: name → `TensorInfo`; where names collide between files also ``path::name``.
+        report: the `LoadReport` of the last load, None before.
+    """
+
+    def __init__(
+        self, context: StoreContext, name: str, version: Version, facts: VersionFacts, manifest: Manifest
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.manifest = manifest
+        self.report: LoadReport | None = None
+        self._context = context
+        self._facts = facts
+        self._checks: Checks | None = None
+        self._named = tensors_by_name(manifest)
+
+    @property
+    def files(self) -> list[FileInfo]:
+        """The files of the version, by path."""
+        return [FileInfo(f.path, f.size_bytes, f.format, f.sha256, len(f.tensors)) for f in self.manifest.files]
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors of the version, by name."""
+        return _TensorMap(self.manifest, self._named)
+
+    def load(
+        self,
+        *,
+        framework: str = "numpy",
+        device: str | None = None,
+        include: str | Sequence[str] | None = None,
+        verify: Verify | None = None,
+        mode: Mode = "auto",
+        deadline_s: float | None = None,
+        memory_limit: int | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> dict[str, Any]:
+        """Return arrays by tensor name, read from all devices at once.
+
+        Args:
+            framework: ``numpy``, ``torch``, or one that a package registered.
+            device: where the framework puts the arrays, such as ``cuda:0``; None is the CPU.
+            include: a glob, or several, over tensor names; None is all.
+            verify: ``blocks`` (XXH3 of every block, the default), ``digest`` (BLAKE3 of whole parts; the default where a
+                device is marked untrusted), or ``off``.
+            mode: ``auto`` or ``read``; both read into memory of the arrays' own.
+            deadline_s: seconds after which the load fails instead of waiting.
+            memory_limit: most bytes of buffers beside the arrays.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: no tensor fits ``include``.
+            Integrity: bytes are damaged on every device that has them; nothing is returned.
+            NotEnoughCopies: no device that has some bytes can be read.
+            Unavailable: the deadline passed.
+        """
+        if mode not in ("auto", "read"):
+            raise InvalidInput(f"{mode!r} is no load mode: use 'auto' or 'read'", mode=mode)
+        names = self._select(include)
+        made = get_framework(framework)
+        destinations = {name: made.make_empty(t.dtype, t.shape, device) for name, (_, t) in names.items()}
+        boxes = [_whole_box(file, tensor, destinations[name]) for name, (file, tensor) in names.items()]
+        callback = progress_callback(progress)
+        self.read_boxes(boxes, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit, progress=callback)
+        return {name: made.finish(destination, device) for name, destination in destinations.items()}
+
+    def read_boxes(
+        self,
+        boxes: Sequence[Box],
+        *,
+        verify: Verify | None = None,
+        deadline_s: float | None = None,
+        memory_limit_bytes: int | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> LoadReport:
+        """Fill the destinations of boxes, verified, and return the report: the one call that every load ends in.
+
+        Raises:
+            Integrity: bytes are damaged on every device that has them.
+            NotEnoughCopies: no device that has some bytes can be read.
+        """
+        context = self._context
+        checks = self._open_checks()
+        parts = {extent.part for box in boxes for extent in _extents_of(box)}
+        table = part_table(
+            context,
+            self.manifest,
+            checks,
+            parts,
+            confirm_checks=lambda: confirm_checks(context, self._facts, self.manifest),
+        )
+        needed = sum(box.destination.nbytes for box in boxes)
+        report = read_boxes(
+            boxes,
+            parts=table,
+            verify=verify or default_verify(context),
+            deadline_s=deadline_s,
+            memory_limit_bytes=memory_limit_bytes or DEFAULT_MEMORY_LIMIT_BYTES,
+            runtime=context.runtime,
+            progress=ByteProgress(progress, "load", needed).count,
+        )
+        self.report = report
+        record_damage(context, report)
+        return report
+
+    def __getitem__(self, name: str) -> "TensorHandle":
+        """Return a handle on one tensor; slicing it reads those rows.
+
+        Raises:
+            NotFound: there is no tensor of that name.
+        """
+        found = find_tensor(self.manifest, self._named, name)
+        if found is None:
+            raise NotFound(f"{self.name} has no tensor {name!r}: `tensorkeep show --tensors` lists them", tensor=name)
+        return TensorHandle(self, *found)
+
+    def _open_checks(self) -> Checks:
+        if self._checks is None:
+            self._checks = open_checks(self._context, self._facts, self.manifest)
+        return self._checks
+
+    def _select(self, include: str | Sequence[str] | None) -> dict[str, tuple[File, Tensor]]:
+        if include is None:
+            return self._named
+        globs = [include] if isinstance(include, str) else list(include)
+        chosen = {n: found for n, found in self._named.items() if any(fnmatchcase(n, glob) for glob in globs)}
+        for glob in globs:
+            if glob not in chosen and (found := find_tensor(self.manifest, self._named, glob)):
+                chosen[glob] = found
+        if not chosen:
+            raise NotFound(f"no tensor of {self.name} fits {', '.join(map(repr, globs))}", include=globs)
+        return chosen
+
+
+class TensorHandle:
+    """One tensor of a version, not read yet. Index it like a numpy array: ints and slices of step 1 are read as such."""
+
+    def __init__(self, model: Model, file: File, tensor: Tensor) -> None:
+        self._model = model
+        self._file = file
+        self._tensor = tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in elements."""
+        return self._tensor.shape
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in safetensors spelling."""
+        return self._tensor.dtype
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        """Return the elements that a numpy index of ints, slices and ``...`` selects; only their bytes are read.
+
+        Slices with a step other than 1 read the range they span. Packed dtypes count their last dimension in bytes.
+
+        Raises:
+            InvalidInput: an index that is no int or slice, too many of them, or an int out of range.
+        """
+        dtype = find_dtype(self._tensor.dtype)
+        shape = packed_shape(self._tensor.shape, dtype) if dtype else (self._tensor.length,)
+        starts, sizes, after = _resolve_index(index, shape)
+        array = empty_box(self._tensor, sizes)
+        self._model.read_boxes([Box(self._file, self._tensor, starts, sizes, array)])
+        picked: npt.NDArray[Any] = array[after]
+        return picked
+
+    def load(self) -> npt.NDArray[Any]:
+        """Return the whole tensor."""
+        return self[...]
+
+
+class _TensorMap(Mapping[str, TensorInfo]):
+    def __init__(self, manifest: Manifest, named: Mapping[str, tuple[File, Tensor]]) -> None:
+        self._manifest = manifest
+        self._named = named
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        found = find_tensor(self._manifest, self._named, name)
+        if found is None:
+            raise NotFound(f"no tensor {name!r}", tensor=name)
+        file, tensor = found
+        return TensorInfo(name, tensor.dtype, tensor.shape, tensor.length, file.path, tensor.digest)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+
+def default_verify(context: StoreContext) -> Verify:
+    """Return how loads verify: whole digests where any active device is marked untrusted, else blocks."""
+    devices = context.catalog.list_devices()
+    return "digest" if any(f.untrusted and f.state == "active" for f in devices) else "blocks"
+
+
+def empty_box(tensor: Tensor, sizes: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an empty array for a box of a tensor."""
+    dtype = find_dtype(tensor.dtype)
+    return np.empty(sizes, dtype=dtype.numpy if dtype else np.uint8)
+
+
+def _whole_box(file: File, tensor: Tensor, destination: Destination) -> Box:
+    shape = destination.view.shape
+    return Box(file, tensor, (0,) * len(shape), shape, destination.view)
+
+
+def _extents_of(box: Box) -> Iterator[Any]:
+    """Yield the extents of a box's file that its tensor touches."""
+    position = 0
+    start, end = box.tensor.start, box.tensor.start + box.tensor.length
+    for extent in box.file.extents:
+        if position < end and position + extent.length > start:
+            yield extent
+        position += extent.length
+
+
+def _resolve_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]:
+    """Return the box (starts, sizes) that an index spans, and the index to apply to the box once it is read."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if sum(part is Ellipsis for part in parts) > 1:
+        raise InvalidInput("an index holds '...' at most once")
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts = (*parts[:at], *(slice(None),) * (len(shape) - len(parts) + 1), *parts[at + 1 :])
+    if len(parts) > len(shape):
+        raise InvalidInput(f"{len(parts)} indices for a tensor of {len(shape)} dimensions")
+    parts = (*parts, *(slice(None),) * (len(shape) - len(parts)))
+    starts, sizes, after = [], [], []
+    for part, size in zip(parts, shape, strict=True):
+        start, length, rest = _resolve_dimension(part, size)
+        starts.append(start)
+        sizes.append(length)
+        after.append(rest)
+    return tuple(starts), tuple(sizes), tuple(after)
+
+
+def _resolve_dimension(part: Any, size: int) -> tuple[int, int, Any]:
+    if isinstance(part, slice):
+        indices = range(size)[part]
+        if len(indices) == 0:
+            return 0, 0, slice(None)
+        low, high = min(indices[0], indices[-1]), max(indices[0], indices[-1])
+        step = slice(None, None, indices.step) if abs(indices.step) != 1 or indices.step < 0 else slice(None)
+        return low, high - low + 1, step
+    if isinstance(part, (int, np.integer)) and not isinstance(part, bool):
+        position = int(part) + size if part < 0 else int(part)
+        if not 0 <= position < size:
+            raise InvalidInput(f"index {part} is out of range for a dimension of {size}", index=int(part))
+        return position, 1, 0
+    raise InvalidInput(f"{part!r} is no index: use ints, slices and '...'")

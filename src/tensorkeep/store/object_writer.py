@@ -1,0 +1,182 @@
+"""Writes objects to the devices that the catalog staged them on, and takes the next device where one fails.
+
+Each batch: `stage` (the rows exist before any upload starts), put on all devices in parallel, flush, `record_stored`. A device
+that is full or read-only gets nothing more in this push, one that does not answer is also not counted any more; its staged rows
+are condemned and the objects staged again elsewhere, if the policy finds room.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from typing_extensions import Buffer
+
+from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import Capacity, NotEnoughCopies, PermissionDenied, TensorkeepError
+from tensorkeep.runtime import WorkerPool
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.journal import new_ulid
+
+_HEARTBEAT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewObject:
+    """An object that a push needs on ``copies`` devices: the first of ``candidates`` that can take it."""
+
+    key: ObjectKey
+    data: Buffer
+    size_bytes: int
+    copies: int
+    candidates: tuple[str, ...]
+    model: str | None = None
+
+
+@dataclass(slots=True)
+class WriteTally:
+    """What was written so far."""
+
+    new_keys: set[ObjectKey] = field(default_factory=set)
+    new_bytes: int = 0
+    written_bytes: int = 0
+    device_bytes: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class ObjectWriter:
+    """Writes the objects of one push session. Thread safe; several batches may be under way at once."""
+
+    def __init__(
+        self, context: StoreContext, session: str, pool: WorkerPool, *, down: Sequence[str], allow_degraded: bool
+    ) -> None:
+        self._context = context
+        self._session = session
+        self._pool = pool
+        self._allow_degraded = allow_degraded
+        self._lock = threading.Lock()
+        self._down = set(down)
+        self._closed: dict[str, TensorkeepError] = {}
+        self._devices = context.fleet.writable()
+        self._names = context.fleet.names()
+        self._last_heartbeat_s = context.runtime.clock.monotonic_s()
+        self.tally = WriteTally()
+
+    def write(self, objects: Sequence[NewObject]) -> None:
+        """Return when every object has the copies it needs, stored and recorded.
+
+        Raises:
+            NotEnoughCopies: too few devices are left; the message says what happened to the others.
+            Capacity: the same, because they are full.
+        """
+        self._beat()
+        pending = list(objects)
+        while pending:
+            pending = self._write_round(pending)
+
+    def _write_round(self, objects: list[NewObject]) -> list[NewObject]:
+        runtime = self._context.runtime
+        requests = [self._request(new, new_ulid(runtime)) for new in objects]
+        answers = self._context.catalog.stage(self._session, requests, down=sorted(self._down))
+        runtime.failpoints.hit("push.staged")
+        uploads: dict[str, list[tuple[NewObject, Location]]] = {}
+        for new, answer in zip(objects, answers, strict=True):
+            self._check_answer(new, answer)
+            for location in answer.staged:
+                uploads.setdefault(location.device, []).append((new, location))
+        tasks = [self._pool.submit(self._upload, self._devices[device], work) for device, work in uploads.items()]
+        results = [task.result() for task in tasks]
+        stored = [location for done, _, _ in results for _, location in done]
+        failed = [(new, location, error) for _, rest, error in results for new, location in rest]
+        if stored:
+            self._context.catalog.record_stored(self._session, [location.id for location in stored])
+            runtime.failpoints.hit("push.part_recorded")
+        self._count(objects, answers, stored)
+        if failed:
+            self._context.catalog.forget_staged(self._session, [location.id for _, location, _ in failed])
+            for _, location, error in failed:
+                if error is not None:
+                    self._close(location.device, error)
+        return list({id(new): new for new, _, _ in failed}.values())
+
+    def _request(self, new: NewObject, ulid: str) -> ObjectRequest:
+        candidates = tuple(d for d in new.candidates if d in self._devices and d not in self._closed)
+        return ObjectRequest(
+            key=new.key,
+            size_bytes=new.size_bytes,
+            copies=new.copies,
+            candidates=candidates,
+            ulid=ulid,
+            model=new.model,
+        )
+
+    def _upload(
+        self, device: Device, work: list[tuple[NewObject, Location]]
+    ) -> tuple[list[tuple[NewObject, Location]], list[tuple[NewObject, Location]], TensorkeepError | None]:
+        """Return what is durable on a device, what is not, and why."""
+        failpoints = self._context.runtime.failpoints
+        written: list[tuple[NewObject, Location]] = []
+        failure: TensorkeepError | None = None
+        for new, location in work:
+            try:
+                device.put(location.name, [new.data])
+            except TensorkeepError as error:
+                failure = error
+                break
+            failpoints.hit("push.part_written")
+            written.append((new, location))
+        try:
+            device.flush()
+        except TensorkeepError as error:
+            return [], work, error
+        failpoints.hit("push.part_flushed")
+        return written, work[len(written) :], failure
+
+    def _check_answer(self, new: NewObject, answer: Staging) -> None:
+        if not answer.missing:
+            return
+        have = len(answer.existing) + len(answer.staged)
+        reasons = "; ".join(f"{self._names[d]}: {e.message}" for d, e in self._closed.items())
+        if have and self._allow_degraded:
+            with self._lock:
+                warning = f"some objects have only {have} of the copies they owe; repair is due"
+                if warning not in self.tally.warnings:
+                    self.tally.warnings.append(warning)
+            return
+        message = (
+            f"{new.key.kind} {new.key.digest.hex()} finds only {have} of {have + answer.missing} devices"
+            + (f" ({reasons})" if reasons else "")
+            + ": free space or add devices, lower --replicas, or push with --allow-degraded"
+        )
+        if any(isinstance(error, Capacity) for error in self._closed.values()):
+            raise Capacity(message, part=new.key.digest.hex())
+        raise NotEnoughCopies(message, part=new.key.digest.hex())
+
+    def _close(self, device: str, error: TensorkeepError) -> None:
+        with self._lock:
+            self._closed[device] = error
+            if not isinstance(error, (Capacity, PermissionDenied)):
+                self._down.add(device)
+            warning = f"device {self._names[device]} takes nothing more in this push: {error.message}"
+            if not any(w.startswith(f"device {self._names[device]} ") for w in self.tally.warnings):
+                self.tally.warnings.append(warning)
+
+    def _count(self, objects: Sequence[NewObject], answers: Sequence[Staging], stored: Sequence[Location]) -> None:
+        with self._lock:
+            for new, answer in zip(objects, answers, strict=True):
+                if not answer.existing and answer.staged and new.key not in self.tally.new_keys:
+                    self.tally.new_keys.add(new.key)
+                    self.tally.new_bytes += new.size_bytes
+            for location in stored:
+                name = self._names[location.device]
+                self.tally.written_bytes += location.length
+                self.tally.device_bytes[name] = self.tally.device_bytes.get(name, 0) + location.length
+
+    def _beat(self) -> None:
+        clock = self._context.runtime.clock
+        with self._lock:
+            now_s = clock.monotonic_s()
+            if now_s - self._last_heartbeat_s < _HEARTBEAT_S:
+                return
+            self._last_heartbeat_s = now_s
+        self._context.catalog.heartbeat(self._session, now=clock.now())

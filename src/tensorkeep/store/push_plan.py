@@ -1,0 +1,190 @@
+"""Deciding what a push will do: which files are known, how the rest is cut, and where each part goes.
+
+Files are read here only as far as their headers and their small items, whose digests decide what a pack keeps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from tensorkeep.catalog.protocol import ObjectKey
+from tensorkeep.formats.hub_index import INDEX_SUFFIX, check_index
+from tensorkeep.formats.protocol import FileStructure, TensorLayout
+from tensorkeep.formats.registry import read_structure
+from tensorkeep.planning.splitting import (
+    Choice,
+    Parent,
+    SourceFile,
+    SplitPlan,
+    choose_split,
+    list_small_items,
+    plan_split,
+)
+from tensorkeep.records.checks import Checks
+from tensorkeep.records.digest import blake3_256
+from tensorkeep.records.manifest import File, Manifest
+from tensorkeep.records.naming import ObjectKind
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.sources import PushSource
+from tensorkeep.store.stat_cache import StatCache
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The version whose method, part size and packs are kept: the branch's head, or what ``--base`` names."""
+
+    manifest: Manifest
+    checks: Checks
+
+    def digest(self, part: int) -> bytes:
+        """Return the digest of one of its parts."""
+        return self.checks.digest(part)
+
+
+@dataclass(frozen=True, slots=True)
+class PushPlan:
+    """What is read and what is kept.
+
+    ``kept[path]`` are files of the base that are known to be unchanged; ``read`` are the others, cut by ``split`` (whose file
+    numbers are positions in ``read``). ``item_digests`` are keyed by (file, start).
+    """
+
+    sources: tuple[PushSource, ...]
+    kept: Mapping[str, File]
+    read: tuple[PushSource, ...]
+    structures: tuple[FileStructure, ...]
+    split: SplitPlan
+    choice: Choice
+    item_digests: Mapping[tuple[int, int], bytes]
+    known_sha256: Mapping[str, str]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(source.size_bytes for source in self.sources)
+
+
+def plan_push(
+    context: StoreContext,
+    sources: Sequence[PushSource],
+    *,
+    requested: str,
+    part_size: int | None,
+    base: Base | None,
+    device_count: int,
+    cache: StatCache | None,
+) -> PushPlan:
+    """Return what a push of these sources does; reads headers and small items, writes nothing.
+
+    Raises:
+        Format: a file breaks its format's rules.
+        InvalidInput: the split method or part size is not possible.
+    """
+    lost = _lost_parts(context, base) if base is not None else frozenset()
+    known = _known_files(sources, cache)
+    unchanged = _unchanged_files(sources, known, base)
+    structures = {
+        source.path: read_structure(source.path, source, strict=requested != "size")
+        for source in sources
+        if source.path not in unchanged
+    }
+    every = [
+        SourceFile(s.path, s.size_bytes, f.format, f.tensors)
+        for s in sources
+        for f in (structures.get(s.path) or _known_structure(unchanged[s.path]),)
+    ]
+    parent = Parent(base.manifest, [base.digest(part) for part in range(len(base.manifest.parts))]) if base else None
+    choice = choose_split(
+        every, requested=requested, part_size=part_size, device_count=max(1, device_count), parent=parent
+    )
+    kept = _kept_files(unchanged, base, choice, lost)
+    read = tuple(source for source in sources if source.path not in kept)
+    for source in read:
+        if source.path not in structures:
+            structures[source.path] = read_structure(source.path, source, strict=requested != "size")
+    if requested != "size":
+        _check_indexes(sources, structures, kept)
+    found = tuple(structures[source.path] for source in read)
+    files = [SourceFile(s.path, s.size_bytes, f.format, f.tensors) for s, f in zip(read, found, strict=True)]
+    digests = _hash_items(read, files, choice.method)
+    split = plan_split(
+        files,
+        method=choice.method,
+        part_size=choice.part_size,
+        item_digests=digests,
+        parent=_without(parent, lost),
+        why=choice.why,
+    )
+    return PushPlan(tuple(sources), kept, read, found, split, choice, digests, known)
+
+
+def _lost_parts(context: StoreContext, base: Base) -> frozenset[int]:
+    """Return the parts of the base that have no copy which can be read: they must come from the source again."""
+    keys = [ObjectKey(ObjectKind.PART, base.digest(part)) for part in range(len(base.manifest.parts))]
+    readable = context.fleet.readable()
+    found = context.catalog.locate(list(dict.fromkeys(keys)))
+    usable = {
+        key
+        for key, locations in found.items()
+        if any(location.device in readable and location.state in ("live", "stored") for location in locations)
+    }
+    return frozenset(part for part, key in enumerate(keys) if key not in usable)
+
+
+def _known_files(sources: Sequence[PushSource], cache: StatCache | None) -> dict[str, str]:
+    if cache is None:
+        return {}
+    found = ((source.path, cache.find_sha256(source)) for source in sources)
+    return {path: sha256 for path, sha256 in found if sha256 is not None}
+
+
+def _unchanged_files(sources: Sequence[PushSource], known: Mapping[str, str], base: Base | None) -> dict[str, File]:
+    """Return the base's files that the sources are known to equal, by path."""
+    if base is None:
+        return {}
+    files = {file.path: file for file in base.manifest.files}
+    found = ((source.path, files.get(source.path)) for source in sources)
+    return {path: file for path, file in found if file is not None and known.get(path) == file.sha256}
+
+
+def _kept_files(
+    unchanged: Mapping[str, File], base: Base | None, choice: Choice, lost: frozenset[int]
+) -> dict[str, File]:
+    if base is None or (choice.method, choice.part_size) != (base.manifest.split, base.manifest.part_size):
+        return {}
+    return {path: f for path, f in unchanged.items() if not any(extent.part in lost for extent in f.extents)}
+
+
+def _check_indexes(
+    sources: Sequence[PushSource], structures: Mapping[str, FileStructure], kept: Mapping[str, File]
+) -> None:
+    indexes = [source for source in sources if source.path.lower().endswith(INDEX_SUFFIX)]
+    if not indexes or all(source.path in kept for source in sources):
+        return
+    every = dict(structures)
+    for path, file in kept.items():
+        every.setdefault(path, _known_structure(file))
+    for source in indexes:
+        check_index(source.path, source.read(0, source.size_bytes), every)
+
+
+def _known_structure(file: File) -> FileStructure:
+    tensors = (TensorLayout(t.name, t.dtype, t.shape, t.strides, t.start, t.length) for t in file.tensors)
+    return FileStructure(file.format, tuple(tensors))
+
+
+def _hash_items(read: Sequence[PushSource], files: Sequence[SourceFile], method: str) -> dict[tuple[int, int], bytes]:
+    items = list_small_items(files, method=method)
+    return {(item.file, item.start): blake3_256(read[item.file].read(item.start, item.length)) for item in items}
+
+
+def _without(parent: Parent | None, lost: frozenset[int]) -> Parent | None:
+    """Return the parent without the structure of files that touch lost parts, so that nothing is kept in them."""
+    if parent is None or not lost:
+        return parent
+    files = tuple(
+        msgspec.structs.replace(file, tensors=(), items=()) if any(e.part in lost for e in file.extents) else file
+        for file in parent.manifest.files
+    )
+    return Parent(msgspec.structs.replace(parent.manifest, files=files), parent.digests)

@@ -1,0 +1,223 @@
+"""Reading what a push sends: every byte once, hashed while it is in the cache, written while the next ones are read.
+
+Each file is one lane: its bytes go in order through SHA-256 (and git's SHA-1, and the BLAKE3 of tensors that are not exactly
+one part); each run that is a part is hashed as one (BLAKE3, XXH3 per block) and handed to the writer. Packs gather items of many
+files and are a lane of their own. A lane keeps at most `LANE_BYTES` of buffers alive, so all lanes together stay under 256 MiB.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tensorkeep.errors import InvalidInput
+from tensorkeep.planning.splitting import Piece, PlannedPart
+from tensorkeep.records.digest import blake3_256
+from tensorkeep.records.layout import MIB
+from tensorkeep.runtime import WorkerPool, Workers
+from tensorkeep.store.push_plan import PushPlan
+from tensorkeep.transfer.hashing import FileHasher, RangeHasher, hash_part
+from tensorkeep.transfer.memory import allocate
+
+LANES = 2
+LANE_BYTES = 124 * MIB
+_BATCH_BYTES = 32 * MIB
+_SCRATCH_BYTES = 4 * MIB
+
+
+class PartFact(NamedTuple):
+    """What is known of a part once it was read: its digest, size and block checks."""
+
+    digest: bytes
+    size_bytes: int
+    checks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPart:
+    """A part in memory: its number in the split plan, what is known of it, its bytes."""
+
+    index: int
+    fact: PartFact
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """What is known of a file once it was read: hex digests, and the BLAKE3 of ranges (start, length) that are tensors of their own."""
+
+    sha256: str
+    git_sha1: str | None
+    range_digests: Mapping[tuple[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """What a push read: facts of the split plan's new parts by number, and of the read files in order."""
+
+    parts: Mapping[int, PartFact]
+    files: tuple[FileFact, ...]
+
+
+BatchSink = Callable[[Sequence[ReadPart]], None]
+ByteCounter = Callable[[int], None]
+
+
+def read_sources(
+    plan: PushPlan, sink: BatchSink, *, workers: Workers, pool: WorkerPool, count: ByteCounter
+) -> ReadResult:
+    """Read every file of the plan, hand every new part to ``sink`` in batches, and return what was learnt.
+
+    Args:
+        plan: what to read.
+        sink: stores a batch of parts; called from ``pool``, several at once; when it returns the buffers are free.
+        workers: opens the lanes.
+        pool: where ``sink`` runs, so that a lane reads on while its last batch is written.
+        count: told of bytes of files that were read.
+
+    Raises:
+        InvalidInput: a source changed meanwhile.
+    """
+    facts: dict[int, PartFact] = {}
+    runs = _runs_by_file(plan)
+    with workers.open_pool(LANES, "read") as lanes:
+        packs = lanes.submit(_read_packs, plan, _Lane(sink, pool, facts))
+        # The largest file first: lanes finish together.
+        order = sorted(range(len(plan.read)), key=lambda number: -plan.read[number].size_bytes)
+        files = {
+            number: lanes.submit(_read_file, plan, number, runs.get(number, {}), _Lane(sink, pool, facts), count)
+            for number in order
+        }
+        packs.result()
+        done = {number: task.result() for number, task in files.items()}
+    for source in plan.sources:
+        source.check_unchanged()
+    return ReadResult(facts, tuple(done[index] for index in range(len(plan.read))))
+
+
+def gather_part(plan: PushPlan, part: PlannedPart) -> memoryview:
+    """Return the bytes of a planned part, read again from its sources."""
+    data = allocate(part.size_bytes)
+    for piece in part.pieces:
+        plan.read[piece.file].read_into(piece.start, data[piece.offset : piece.offset + piece.length])
+    return data
+
+
+class _Lane:
+    """Batches of one lane: hands them to the sink, and waits for the oldest when too many bytes are alive."""
+
+    def __init__(self, sink: BatchSink, pool: WorkerPool, facts: dict[int, PartFact]) -> None:
+        self._sink = sink
+        self._pool = pool
+        self._facts = facts
+        self._batch: list[ReadPart] = []
+        self._batch_bytes = 0
+        self._flying: deque[tuple[int, Future[None]]] = deque()
+
+    def make_room(self, size_bytes: int) -> memoryview:
+        """Return a buffer of that size, once the lane's bytes allow it."""
+        alive = self._batch_bytes + sum(size for size, _ in self._flying)
+        if alive + size_bytes > LANE_BYTES and self._batch:
+            self._send()
+        while self._flying and alive + size_bytes > LANE_BYTES:
+            size, task = self._flying.popleft()
+            task.result()
+            alive -= size
+        return allocate(size_bytes)
+
+    def add(self, index: int, data: memoryview) -> PartFact:
+        """Hash a part, keep it for the next batch, and return what is known of it."""
+        hashed = hash_part(data)
+        fact = PartFact(hashed.digest, len(data), hashed.checks)
+        self._facts[index] = fact
+        self._batch.append(ReadPart(index, fact, data))
+        self._batch_bytes += len(data)
+        if self._batch_bytes >= _BATCH_BYTES:
+            self._send()
+        return fact
+
+    def finish(self) -> None:
+        """Return when everything that was added is stored."""
+        self._send()
+        while self._flying:
+            self._flying.popleft()[1].result()
+
+    def _send(self) -> None:
+        if self._batch:
+            self._flying.append((self._batch_bytes, self._pool.submit(self._sink, self._batch)))
+            self._batch, self._batch_bytes = [], 0
+
+
+def _runs_by_file(plan: PushPlan) -> dict[int, dict[int, tuple[int, Piece]]]:
+    """Return for each file its parts that are one run of it: start → (part number, piece)."""
+    runs: dict[int, dict[int, tuple[int, Piece]]] = {}
+    for index, part in enumerate(plan.split.parts):
+        if isinstance(part, PlannedPart) and _is_run(part):
+            runs.setdefault(part.pieces[0].file, {})[part.pieces[0].start] = (index, part.pieces[0])
+    return runs
+
+
+def _is_run(part: PlannedPart) -> bool:
+    return len(part.pieces) == 1 and part.pieces[0].length == part.size_bytes
+
+
+def _read_packs(plan: PushPlan, lane: _Lane) -> None:
+    for index, part in enumerate(plan.split.parts):
+        if not isinstance(part, PlannedPart) or _is_run(part):
+            continue
+        data = lane.make_room(part.size_bytes)
+        for piece in part.pieces:
+            view = data[piece.offset : piece.offset + piece.length]
+            source = plan.read[piece.file]
+            source.read_into(piece.start, view)
+            if blake3_256(view) != plan.item_digests[piece.file, piece.start]:
+                raise InvalidInput(
+                    f"{source.path} changed while it was pushed: nothing was committed", path=source.path
+                )
+        lane.add(index, data)
+    lane.finish()
+
+
+def _read_file(
+    plan: PushPlan, number: int, runs: Mapping[int, tuple[int, Piece]], lane: _Lane, count: ByteCounter
+) -> FileFact:
+    source = plan.read[number]
+    hasher = FileHasher(source.size_bytes)
+    ranges = _streamed_ranges(plan, number, runs)
+    tensors = RangeHasher(ranges)
+    for start, length in _segments(source.size_bytes, runs):
+        run = runs.get(start)
+        data = lane.make_room(length) if run else allocate(length)
+        source.read_into(start, data)
+        hasher.update(data)
+        tensors.update(data)
+        if run:
+            lane.add(run[0], data)
+        count(length)
+    lane.finish()
+    return FileFact(hasher.sha256, hasher.git_sha1, dict(zip(ranges, tensors.digests(), strict=True)))
+
+
+def _segments(size_bytes: int, runs: Mapping[int, tuple[int, Piece]]) -> Iterator[tuple[int, int]]:
+    """Yield (start, length) over a whole file: each run whole, what lies between in pieces of at most `_SCRATCH_BYTES`."""
+    position = 0
+    for start in [*sorted(runs), size_bytes]:
+        while position < start:
+            length = min(_SCRATCH_BYTES, start - position)
+            yield position, length
+            position += length
+        if start in runs:
+            yield start, runs[start][1].length
+            position = start + runs[start][1].length
+
+
+def _streamed_ranges(plan: PushPlan, number: int, runs: Mapping[int, tuple[int, Piece]]) -> list[tuple[int, int]]:
+    """Return (start, length) of tensors whose digest neither a part nor a small item gives, by start."""
+    streamed = set()
+    for tensor in plan.structures[number].tensors:
+        run = runs.get(tensor.start)
+        whole_part = run is not None and run[1].length == tensor.length
+        if tensor.length and not whole_part and (number, tensor.start) not in plan.item_digests:
+            streamed.add((tensor.start, tensor.length))
+    return sorted(streamed)

@@ -1,0 +1,396 @@
+"""Rebuilding a lost catalog from the devices alone.
+
+First the epoch is raised on every device that answers, which fences every other catalog of the store: it can't commit or
+collect any more, and a commit that is under way learns of it before it is acknowledged. Then the journal says which versions
+and names exist, the listings say where objects are, the manifests say what versions need. The new catalog is written aside and
+put in place by one rename; a catalog that was there is kept under another name.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tensorkeep.catalog.access import create_empty_catalog, install_catalog, open_catalog
+from tensorkeep.catalog.protocol import CatalogImage, JournalRow, Location, ObjectKey
+from tensorkeep.devices.opening import normalize_url, open_device
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, TensorkeepError, Unavailable
+from tensorkeep.records.checks import decode_checks
+from tensorkeep.records.device import DeviceFacts, DeviceIdentity, decode_identity
+from tensorkeep.records.digest import blake3_256
+from tensorkeep.records.history import JournalEntry, Snapshot, VersionFacts, decode_entry, fold_entries
+from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
+from tensorkeep.records.manifest import decode_manifest
+from tensorkeep.records.naming import (
+    JournalName,
+    ObjectKind,
+    location_kind,
+    object_kind,
+    parse_physical_name,
+)
+from tensorkeep.runtime import Runtime
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fleet import Fleet, write_identity
+from tensorkeep.store.journal import flush_journal, new_ulid
+from tensorkeep.store.opening import (
+    CATALOG_FILE,
+    LOCAL_DEVICE,
+    catalog_url,
+    find_note,
+    folder_lock,
+    translate_folder_error,
+    write_note,
+)
+from tensorkeep.store.reports import RebuildReport
+from tensorkeep.store.structure import object_digest
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the devices say."""
+
+    store: str
+    epoch: int = 0
+    devices: dict[str, tuple[Device, DeviceIdentity]] = field(default_factory=dict)
+    unreachable: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    """The chain of entries from the last snapshot on, and which of them each device holds."""
+
+    entries: tuple[JournalEntry, ...]
+    rows: tuple[JournalRow, ...]
+    held: dict[str, set[int]]
+
+
+def rebuild_catalog(folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str) -> RebuildReport:
+    """Make a store's catalog anew from its devices; see `tensorkeep.rebuild_catalog`."""
+    started_s = runtime.clock.monotonic_s()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder):
+            return _rebuild(folder, sources=sources, force=force, runtime=runtime, user=user, started_s=started_s)
+    except OSError as error:
+        raise translate_folder_error(error, folder) from error
+
+
+def _rebuild(
+    folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str, started_s: float
+) -> RebuildReport:
+    _check_replaceable(folder, runtime, force=force)
+    found = _open_devices(folder, sources, runtime)
+    _join_known_devices(found, runtime)
+    found.epoch = max(identity.epoch for _, identity in found.devices.values()) + 1
+    for device_id, (device, _) in found.devices.items():
+        write_identity(device, device_id, store=found.store, epoch=found.epoch, runtime=runtime)
+    runtime.failpoints.hit("rebuild.epoch_raised")
+    journal = _read_journal(found)
+    runtime.failpoints.hit("rebuild.journal_read")
+    image = _make_image(found, journal)
+    runtime.failpoints.hit("rebuild.listed")
+    replaced = _install(folder, image, found, runtime)
+    context = _open(folder, runtime, user)
+    try:
+        flush_journal(context.catalog, context.fleet, context.catalog.info().last_seq, runtime=runtime)
+        write_note(folder, context.catalog)
+    finally:
+        context.catalog.close()
+    names = {facts.id: facts.name for facts in image.state.devices.values()}
+    return RebuildReport(
+        store=found.store,
+        epoch=found.epoch,
+        models=len(image.state.models),
+        versions=len(image.state.versions),
+        refs=len(image.state.refs),
+        objects=len({location.key for location in image.locations}),
+        locations=len(image.locations),
+        devices=tuple(names.get(device_id, device_id) for device_id in found.devices),
+        unreachable=tuple(found.unreachable),
+        missing=tuple(found.missing),
+        replaced=replaced,
+        seconds=runtime.clock.monotonic_s() - started_s,
+    )
+
+
+def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> None:
+    """Return if there is no catalog, or one that is damaged or behind its devices, or ``force`` is set."""
+    path = folder / CATALOG_FILE
+    if not path.exists() or force:
+        return
+    try:
+        catalog = open_catalog(catalog_url(folder), runtime=runtime)
+    except TensorkeepError:
+        return
+    try:
+        info = catalog.info()
+        heads = Fleet(catalog, runtime=runtime).heads()
+        stale = any(
+            head.epoch > info.epoch or (head.entry_epoch, head.seq) > (info.epoch, info.last_seq) for head in heads
+        )
+        damaged = bool(catalog.check())
+    except TensorkeepError:
+        return
+    finally:
+        catalog.close()
+    if not stale and not damaged:
+        raise AlreadyExists(
+            f"{path} is whole and up to date: nothing to rebuild (--force rebuilds all the same)", store=str(folder)
+        )
+
+
+def _open_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> _Found:
+    note = find_note(folder)
+    urls = [normalize_url(url) for url in sources]
+    hints = list(note.devices) if note else []
+    if (folder / LOCAL_DEVICE).is_dir():
+        hints.append(normalize_url(str((folder / LOCAL_DEVICE).absolute())))
+    store: str | None = None
+    opened: dict[str, tuple[Device, DeviceIdentity]] = {}
+    unreachable = []
+    for url in dict.fromkeys([*urls, *hints]):
+        try:
+            device, identity = _open_one(url, runtime)
+        except TensorkeepError as error:
+            if url in urls:
+                raise
+            unreachable.append(f"{url}: {error.message}")
+            continue
+        if store is not None and identity.store != store:
+            raise InvalidInput(
+                f"{url} belongs to store {identity.store}, the others to {store}: name one store's devices"
+            )
+        store = identity.store
+        opened[identity.device] = (device, identity)
+    if store is None:
+        reasons = f" ({'; '.join(unreachable)})" if unreachable else ""
+        raise NotFound(
+            f"no device of the store {folder} can be read{reasons}: name them with --from URL", store=str(folder)
+        )
+    return _Found(store, devices=opened, unreachable=unreachable)
+
+
+def _open_one(url: str, runtime: Runtime) -> tuple[Device, DeviceIdentity]:
+    device = open_device(url, runtime=runtime)
+    data = device.read_identity()
+    if data is None:
+        raise Unavailable(f"{url} is no device: it has no tensorkeep.json", url=url)
+    return device, decode_identity(data, device=url)
+
+
+def _join_known_devices(found: _Found, runtime: Runtime) -> None:
+    """Open devices that the journal names and nobody else did."""
+    state = fold_entries(_read_journal(found).entries)
+    for facts in state.devices.values():
+        if facts.id in found.devices or facts.state == "lost":
+            continue
+        try:
+            device, identity = _open_one(facts.url, runtime)
+        except TensorkeepError as error:
+            found.unreachable.append(f"{facts.name}: {error.message}")
+            continue
+        if (identity.store, identity.device) == (found.store, facts.id):
+            found.devices[facts.id] = (device, identity)
+        else:
+            found.unreachable.append(f"{facts.name}: {facts.url} is another device")
+    found.missing.clear()
+
+
+def _read_journal(found: _Found) -> _Journal:
+    """Return the newest chain of entries that the devices hold together, oldest first."""
+    bodies: dict[bytes, tuple[JournalName, bytes]] = {}
+    held: dict[str, set[int]] = {}
+    for device_id, (device, _) in found.devices.items():
+        held[device_id] = set()
+        for info in device.iter_objects("journal/"):
+            name = parse_physical_name(info.name)
+            if not isinstance(name, JournalName):
+                continue
+            try:
+                body = bodies[name.digest][1] if name.digest in bodies else device.read(info.name)
+            except TensorkeepError:
+                continue
+            if blake3_256(body) == name.digest:
+                bodies[name.digest] = (name, body)
+                held[device_id].add(name.seq)
+    chain = _walk_back(bodies, found)
+    rows = tuple(JournalRow(epoch=n.epoch, seq=n.seq, digest=n.digest.hex(), body=body) for n, body in chain)
+    return _Journal(tuple(decode_entry(body) for _, body in chain), rows, held)
+
+
+def _walk_back(bodies: dict[bytes, tuple[JournalName, bytes]], found: _Found) -> list[tuple[JournalName, bytes]]:
+    """Return the entries from the newest back to the last snapshot or the first; gaps are named in ``found.missing``.
+
+    Where a predecessor is on no device, the walk goes on with the newest entry before the gap: every change carries what it
+    needs, so what the gap held is all that is lost.
+    """
+    left = sorted(bodies.values(), key=lambda pair: (pair[0].epoch, pair[0].seq), reverse=True)
+    chain: list[tuple[JournalName, bytes]] = []
+    expected: bytes | None = None
+    while left:
+        if not chain:
+            name, body = left[0]
+        elif expected is not None and expected in bodies:
+            name, body = bodies[expected]
+        else:
+            earlier = [pair for pair in left if pair[0].seq < chain[-1][0].seq]
+            missing_to = chain[-1][0].seq - 1
+            found.missing.append(
+                f"journal entries up to {missing_to}" + (f" from {earlier[0][0].seq + 1}" if earlier else "")
+            )
+            if not earlier:
+                break
+            name, body = earlier[0]
+        chain.append((name, body))
+        entry = decode_entry(body)
+        if any(isinstance(change, Snapshot) for change in entry.changes) or entry.prev is None:
+            break
+        expected = bytes.fromhex(entry.prev)
+    return chain[::-1]
+
+
+def _make_image(found: _Found, journal: _Journal) -> CatalogImage:
+    state = fold_entries(journal.entries)
+    for device_id, (device, _) in found.devices.items():
+        if device_id not in state.devices:
+            state.devices[device_id] = DeviceFacts(
+                id=device_id, name=device_id, url=device.url, zone=device_id, durability=device.durability
+            )
+    locations = [
+        location
+        for device_id, (device, _) in found.devices.items()
+        if state.devices[device_id].state == "active"
+        for location in _list_device(device_id, device)
+    ]
+    copies: dict[ObjectKey, list[Location]] = {}
+    for location in locations:
+        copies.setdefault(location.key, []).append(location)
+    objects: dict[str, list[tuple[ObjectKey, int]]] = {}
+    manifests: dict[str, bytes] = {}
+    for version in state.versions.values():
+        objects[version.id] = _objects_of(found, copies, version, manifests)
+    sizes = dict(pair for pairs in objects.values() for pair in pairs)
+    last = journal.rows[-1].seq if journal.rows else 0
+    return CatalogImage(
+        store=found.store,
+        epoch=found.epoch,
+        state=state,
+        entries=list(journal.rows),
+        flushed={d: _held_up_to(journal, held, last) for d, held in journal.held.items()},
+        objects=objects,
+        locations=[_judge(location, sizes) for location in locations],
+        manifests=manifests,
+    )
+
+
+def _held_up_to(journal: _Journal, held: set[int], last: int) -> int:
+    """Return the last seq up to which a device holds every entry of the chain."""
+    upto = 0
+    for row in journal.rows:
+        if row.seq not in held:
+            return upto
+        upto = row.seq
+    return last
+
+
+def _list_device(device_id: str, device: Device) -> list[Location]:
+    rows = []
+    for folder in ("parts/", "manifests/", "checks/", "versions/"):
+        for info in device.iter_objects(folder):
+            name = parse_physical_name(info.name)
+            if name is None or isinstance(name, JournalName):
+                continue
+            rows.append(
+                Location(
+                    id=0,
+                    key=ObjectKey(object_kind(name), name.digest),
+                    size_bytes=info.size_bytes,
+                    device=device_id,
+                    name=info.name,
+                    form=location_kind(name),
+                    length=info.size_bytes,
+                    state="stored",
+                )
+            )
+    return rows
+
+
+def _judge(location: Location, sizes: dict[ObjectKey, int]) -> Location:
+    """Return the row as it goes into the catalog: live where a version needs it, bad where its size is wrong."""
+    size = sizes.get(location.key)
+    if size is None:
+        return location
+    return msgspec.structs.replace(
+        location, size_bytes=size, length=size, state="live" if location.length == size else "bad"
+    )
+
+
+def _objects_of(
+    found: _Found,
+    copies: dict[ObjectKey, list[Location]],
+    version: VersionFacts,
+    manifests: dict[str, bytes],
+) -> list[tuple[ObjectKey, int]]:
+    manifest_key = ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(version.manifest))
+    checks_key = ObjectKey(ObjectKind.CHECKS, bytes.fromhex(version.checks))
+    version_key = ObjectKey(ObjectKind.VERSION, bytes.fromhex(version.id))
+    objects: list[tuple[ObjectKey, int]] = []
+    record = _read_good(found, copies, version_key)
+    if record is None:
+        found.missing.append(f"record of version {version.id}")
+    else:
+        objects.append((version_key, len(record)))
+    body = _read_good(found, copies, manifest_key)
+    checks_body = _read_good(found, copies, checks_key)
+    if body is None or checks_body is None:
+        found.missing.append(f"structure of version {version.id}")
+        return objects
+    manifest = decode_manifest(body)
+    checks = decode_checks(checks_body, manifest.parts)
+    objects += [(manifest_key, len(body)), (checks_key, len(checks_body))]
+    if len(body) <= CATALOG_MANIFEST_BYTES:
+        manifests[version.manifest] = body
+    parts = {checks.digest(part): size for part, size in enumerate(manifest.parts)}
+    for digest, size in parts.items():
+        key = ObjectKey(ObjectKind.PART, digest)
+        objects.append((key, size))
+        if key not in copies:
+            found.missing.append(f"part {digest.hex()} of version {version.id}")
+    return objects
+
+
+def _read_good(found: _Found, copies: dict[ObjectKey, list[Location]], key: ObjectKey) -> bytes | None:
+    for location in copies.get(key, []):
+        try:
+            data = found.devices[location.device][0].read(location.name)
+        except TensorkeepError:
+            continue
+        if object_digest(key, data) == key.digest:
+            return data
+    return None
+
+
+def _install(folder: Path, image: CatalogImage, found: _Found, runtime: Runtime) -> str | None:
+    """Write the new catalog aside, then put it in place; return what the old one is called now."""
+    aside = folder / f".{CATALOG_FILE}.rebuilt-{new_ulid(runtime)}"
+    catalog = create_empty_catalog(f"sqlite:///{aside}", store=found.store, runtime=runtime)
+    catalog.load_image(image, now=runtime.clock.now())
+    catalog.close()
+    runtime.failpoints.hit("rebuild.catalog_written")
+    path = folder / CATALOG_FILE
+    replaced = None
+    if path.exists():
+        replaced = f"{CATALOG_FILE}.replaced-{new_ulid(runtime)}"
+        os.link(path, folder / replaced)
+    install_catalog(str(aside), str(path))
+    runtime.failpoints.hit("rebuild.catalog_installed")
+    return replaced
+
+
+def _open(folder: Path, runtime: Runtime, user: str) -> StoreContext:
+    catalog = open_catalog(catalog_url(folder), runtime=runtime)
+    return StoreContext(catalog, Fleet(catalog, runtime=runtime), runtime, folder, None, user=user)

@@ -1,0 +1,294 @@
+"""What the verbs return: plain values that the command line prints and programs read. Sizes in bytes, times in seconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from tensorkeep.records.device import DeviceFacts
+
+ChangeKind = Literal["added", "removed", "changed", "renamed"]
+
+
+class Progress(NamedTuple):
+    """A step of a verb and how far it is."""
+
+    step: str
+    done_bytes: int
+    total_bytes: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What a push did.
+
+    ``parts`` and ``bytes`` are the version's; ``new_parts`` and ``new_bytes`` those that were not stored before, each counted
+    once; ``written_bytes`` all copies on all devices; ``device_bytes`` the same by device name.
+    """
+
+    created: bool
+    files: int
+    bytes: int
+    parts: int
+    new_parts: int
+    new_bytes: int
+    written_bytes: int
+    device_bytes: dict[str, int]
+    method: str
+    part_size: int
+    why: str
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def rate_bytes_per_s(self) -> float:
+        """Bytes of the version by seconds."""
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version as users see it; ``report`` is there right after a push."""
+
+    id: str
+    model: str
+    parent: str | None
+    message: str
+    author: str
+    created_at: str
+    total_bytes: int
+    policy: str
+    branches: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    report: PushReport | None = field(default=None, compare=False)
+
+    @property
+    def short_id(self) -> str:
+        """The first 12 digits of the id."""
+        return self.id[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One step of a model's history; ``version`` is None where it was removed."""
+
+    id: str
+    version: Version | None
+
+    @property
+    def removed(self) -> bool:
+        """Whether the version was removed."""
+        return self.version is None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A model in a listing; ``bytes`` and ``head`` are of its default branch (None where that is missing)."""
+
+    name: str
+    id: str
+    policy: str | None
+    versions: int
+    branches: tuple[str, ...]
+    tags: tuple[str, ...]
+    head: str | None
+    bytes: int | None
+    updated_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file of a version."""
+
+    path: str
+    size_bytes: int
+    format: str
+    sha256: str
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a version: ``shape`` in elements, ``dtype`` in safetensors spelling, ``digest`` BLAKE3-256 in hex."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    file: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file that differs between two versions; ``old_path`` where it was renamed."""
+
+    kind: ChangeKind
+    path: str
+    size_bytes: int | None
+    old_size_bytes: int | None
+    old_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChange:
+    """A tensor that differs between two versions; ``old_name`` where it was renamed."""
+
+    kind: ChangeKind
+    name: str
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    old_dtype: str | None
+    old_shape: tuple[int, ...] | None
+    size_bytes: int
+    old_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What differs between two versions."""
+
+    old: str
+    new: str
+    files: tuple[FileChange, ...]
+    tensors: tuple[TensorChange, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.files and not self.tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that verification found.
+
+    ``kind``: ``corrupt`` and ``missing`` (an object on a device), ``unreachable`` (a device), ``short`` (too few copies),
+    ``identity``, ``journal``, ``catalog``. ``object`` is the physical name or what else is wrong; ``lost`` says that no
+    good copy was found.
+    """
+
+    kind: str
+    object: str
+    detail: str
+    device: str | None = None
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification read and found."""
+
+    objects: int
+    bytes: int
+    seconds: float
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it should be."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What gc did or, in a dry run, would do. ``waiting`` rows are condemned but younger than the grace, or unreachable."""
+
+    dry_run: bool
+    condemned: int
+    condemned_bytes: int
+    deleted: int
+    deleted_bytes: int
+    waiting: int
+    waiting_bytes: int
+    swept_unfinished: int
+    unreachable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """Space of one version: ``logical`` its files, ``parts`` its parts (each once), ``exclusive`` those nothing else uses."""
+
+    model: str
+    version: str
+    logical_bytes: int
+    part_bytes: int
+    exclusive_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Space of versions and devices; ``stored_bytes`` are all copies on all devices, condemned ones apart."""
+
+    rows: tuple[UsageRow, ...]
+    logical_bytes: int
+    stored_bytes: int
+    device_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """A device, and what the catalog says it holds. ``problem`` says why it can't be used now, None where it can."""
+
+    facts: DeviceFacts
+    problem: str | None
+    objects: int
+    bytes: int
+    bad_objects: int
+    free_bytes: int | None
+    journal_behind: int
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it answers and is what the catalog says."""
+        return self.problem is None
+
+
+@dataclass(frozen=True, slots=True)
+class ShortVersion:
+    """A version some of whose objects have fewer copies than they owe."""
+
+    model: str
+    version: str
+    objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """The store at a glance."""
+
+    store: str
+    location: str
+    policy: str
+    epoch: int
+    journal_seq: int
+    models: int
+    versions: int
+    devices: tuple[DeviceStatus, ...]
+    short: tuple[ShortVersion, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every device answers and every version has the copies it owes."""
+        return not self.short and not self.warnings and all(d.reachable for d in self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """What a rebuilt catalog holds. ``missing`` names journal entries, manifests or parts that no device had."""
+
+    store: str
+    epoch: int
+    models: int
+    versions: int
+    refs: int
+    objects: int
+    locations: int
+    devices: tuple[str, ...]
+    unreachable: tuple[str, ...]
+    missing: tuple[str, ...]
+    replaced: str | None
+    seconds: float

@@ -1,0 +1,327 @@
+"""The store: every verb of the public API, each a few lines that hand over to the module that keeps its promise."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.names import parse_revision
+from tensorkeep.store import device_admin, gc, revisions, usage
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.diff import diff_manifests
+from tensorkeep.store.model import Model
+from tensorkeep.store.opening import LOCAL_DEVICE, write_note
+from tensorkeep.store.progress import progress_callback
+from tensorkeep.store.pull import PullReport, pull_files
+from tensorkeep.store.push import PushOptions, make_policy, push
+from tensorkeep.store.reports import (
+    DeviceStatus,
+    Diff,
+    GcReport,
+    LogEntry,
+    ModelSummary,
+    ProgressCallback,
+    StatusReport,
+    UsageReport,
+    VerifyReport,
+    Version,
+)
+from tensorkeep.store.structure import open_manifest
+from tensorkeep.store.verify import verify_store, verify_version
+from tensorkeep.transfer.report import Verify
+
+DAY_S = 86400.0
+
+
+class DeviceCollection:
+    """The devices of a store."""
+
+    def __init__(self, context: StoreContext) -> None:
+        self._context = context
+
+    def add(
+        self,
+        name: str,
+        url: str,
+        *,
+        zone: str | None = None,
+        capacity: int | None = None,
+        bandwidth: int | None = None,
+        rate_limit: int | None = None,
+        untrusted: bool = False,
+    ) -> DeviceFacts:
+        """Make a place a device: parts may go there from now on.
+
+        Args:
+            name: what users call it.
+            url: ``file:///mnt/nvme0``, or an absolute path.
+            zone: what fails together; its own name if None. Copies go to different zones while these suffice.
+            capacity: most bytes that may be stored there; None: all that is free.
+            bandwidth: bytes per second; None: a short measurement.
+            rate_limit: bytes per second that are never exceeded; None: no limit.
+            untrusted: loads check whole digests (BLAKE3) instead of block checks.
+
+        Raises:
+            InvalidInput: an unknown URL scheme, an illegal name, another store's device.
+            AlreadyExists: the name or the place is a device already.
+        """
+        facts = device_admin.add_device(
+            self._context,
+            name,
+            url,
+            zone=zone,
+            capacity=capacity,
+            bandwidth=bandwidth,
+            rate_limit=rate_limit,
+            untrusted=untrusted,
+        )
+        write_note(self._context.folder, self._context.catalog)
+        return facts
+
+    def list(self) -> list[DeviceStatus]:
+        """Return every device with what it holds, lost ones too."""
+        return usage.list_devices(self._context)
+
+    def lost(self, name: str) -> DeviceFacts:
+        """Give a device up for lost: its copies count no more, the next push of a model replaces them.
+
+        Raises:
+            NotFound: there is no such device.
+        """
+        facts = device_admin.lose_device(self._context, name)
+        write_note(self._context.folder, self._context.catalog)
+        return facts
+
+
+class Store:
+    """A store of models. Get one from `tensorkeep.open`; a context manager; thread safe."""
+
+    def __init__(self, context: StoreContext) -> None:
+        self._context = context
+        self.devices = DeviceCollection(context)
+
+    @property
+    def location(self) -> str:
+        """The store's folder."""
+        return str(self._context.folder)
+
+    def close(self) -> None:
+        """Give back the catalog's connections."""
+        self._context.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def push(
+        self,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        model: str,
+        *,
+        branch: str = "main",
+        tag: str | None = None,
+        message: str = "",
+        author: str | None = None,
+        split: str = "auto",
+        part_size: int | None = None,
+        replicas: int | None = None,
+        ec: str | None = None,
+        base: str | None = None,
+        allow_soft: bool = False,
+        allow_degraded: bool = False,
+        rehash: bool = False,
+        progress: bool | ProgressCallback | None = None,
+    ) -> Version:
+        """Store a source as a new version of a model; durable on the devices it owes when this returns.
+
+        Atomic: the version exists whole or not at all. Where every file equals the branch's head no version is made, and
+        the head is returned. Killed and run again, it sends only what is missing.
+
+        Args:
+            source: a folder, a file, or arrays by name (stored as safetensors).
+            model: ``namespace/name``, or a bare name.
+            branch: the branch that moves to the new version.
+            tag: a new tag for it.
+            message: for the log.
+            author: for the log; the user's name if None.
+            split: ``auto``, ``tensor`` or ``size``.
+            part_size: bytes, a whole number of MiB up to 64; None: chosen, or the parent's.
+            replicas: whole copies of each part, kept by later pushes; None: the model's or the store's policy.
+            ec: erasure coding ``K+M`` (reserved by the format; this version refuses it).
+            base: a version whose method, part size and packs are taken as if it were the parent.
+            allow_soft: count copies on devices that may not survive a power cut.
+            allow_degraded: go on with fewer copies when a device is down.
+            rehash: read every file, also those that look unchanged.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: the source does not exist.
+            InvalidInput: it holds what can't be stored, it changed meanwhile, or an argument makes no sense.
+            Format: a file breaks its format's rules (``split="size"`` stores it all the same).
+            AlreadyExists: the tag exists.
+            Conflict: another push moved the branch meanwhile.
+            Unavailable: a device is down.
+            NotEnoughCopies: too few devices took the bytes, or the journal's entry ("committed, not yet on devices").
+            Capacity: the devices are full.
+        """
+        self._ensure_device()
+        options = PushOptions(
+            branch=branch,
+            tag=tag,
+            message=message,
+            author=author,
+            split=split,
+            part_size=part_size,
+            policy=make_policy(replicas, ec),
+            base=base,
+            allow_soft=allow_soft,
+            allow_degraded=allow_degraded,
+            rehash=rehash,
+        )
+        return push(self._context, source, model, options, progress_callback(progress))
+
+    def model(self, spec: str) -> Model:
+        """Return a version opened for reading, ``model[@revision]``; reads its manifest only.
+
+        Raises:
+            NotFound: there is no such model or revision.
+        """
+        model, version = revisions.get_version(self._context, parse_revision(spec))
+        described = revisions.describe_version(self._context, model, version)
+        return Model(self._context, model.name, described, version, open_manifest(self._context, version))
+
+    def pull(
+        self,
+        spec: str,
+        destination: str | os.PathLike[str],
+        *,
+        include: str | Sequence[str] | None = None,
+        force: bool = False,
+        verify: Verify | None = None,
+        deadline_s: float | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> PullReport:
+        """Write a version's files under a folder, byte-identical; each appears under its name only when it is whole.
+
+        Args:
+            spec: ``model[@revision]``.
+            destination: a folder; made if missing. Files that are there and equal are left alone.
+            include: a glob, or several, over paths.
+            force: replace files that differ.
+            verify: as in `Model.load`.
+            deadline_s: seconds after which it fails instead of waiting.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            AlreadyExists: a file is there and differs.
+            Integrity: bytes are damaged on every device that has them.
+            NotEnoughCopies: no device that has some bytes can be read.
+        """
+        _, version = revisions.get_version(self._context, parse_revision(spec))
+        manifest = open_manifest(self._context, version)
+        return pull_files(
+            self._context,
+            version,
+            manifest,
+            Path(destination),
+            include=include,
+            force=force,
+            verify=verify,
+            deadline_s=deadline_s,
+            progress=progress_callback(progress),
+        )
+
+    def models(self) -> list[ModelSummary]:
+        """Return every model at a glance, by name."""
+        return revisions.list_models(self._context)
+
+    def log(self, spec: str) -> list[LogEntry]:
+        """Return a revision and its ancestors, newest first; a removed one is shown as such."""
+        return revisions.log(self._context, spec)
+
+    def diff(self, old: str, new: str) -> Diff:
+        """Return which files and tensors differ between two versions; reads manifests only."""
+        _, before = revisions.get_version(self._context, parse_revision(old))
+        _, after = revisions.get_version(self._context, parse_revision(new))
+        return diff_manifests(
+            before.id, open_manifest(self._context, before), after.id, open_manifest(self._context, after)
+        )
+
+    def tag(self, model: str, name: str, revision: str = "main") -> Version:
+        """Make a tag at a revision; tags never move.
+
+        Raises:
+            AlreadyExists: the tag exists.
+        """
+        return revisions.set_tag(self._context, model, name, revision)
+
+    def delete_tag(self, model: str, name: str) -> None:
+        """Delete a tag; the version stays."""
+        revisions.delete_ref(self._context, model, "tag", name)
+
+    def branch(self, model: str, name: str, to: str = "main") -> Version:
+        """Make a branch at a revision, or move it there: a roll back.
+
+        Raises:
+            Conflict: somebody else moved it meanwhile.
+        """
+        return revisions.set_branch(self._context, model, name, to)
+
+    def delete_branch(self, model: str, name: str) -> None:
+        """Delete a branch; its versions stay."""
+        revisions.delete_ref(self._context, model, "branch", name)
+
+    def rm(self, spec: str) -> Version:
+        """Remove a version that no branch or tag points at; its space is freed by `gc`.
+
+        Raises:
+            Conflict: a branch or tag points at it; the message names them.
+        """
+        return revisions.remove_version(self._context, spec)
+
+    def rm_model(self, model: str) -> int:
+        """Remove a model with all versions, branches and tags; return how many versions there were."""
+        return revisions.remove_model(self._context, model)
+
+    def verify(self, spec: str | None = None, *, progress: bool | ProgressCallback | None = None) -> VerifyReport:
+        """Read stored bytes again, compare every one with its digest, and return what is wrong.
+
+        Without ``spec`` everything: all copies of all objects, the identity and journal of each device, and the catalog.
+        Copies found bad are marked so, and copies marked bad that are good are good again.
+        """
+        callback = progress_callback(progress)
+        if spec is None:
+            return verify_store(self._context, callback)
+        _, version = revisions.get_version(self._context, parse_revision(spec))
+        return verify_version(self._context, version, callback)
+
+    def gc(self, *, dry_run: bool = False, grace_s: float = DAY_S) -> GcReport:
+        """Delete what no version uses from the devices.
+
+        Two steps: what nothing uses is condemned now, and deleted by the first gc after the grace (readers may have open
+        plans). A grace of 0 is safe for what is stored: commits and condemnations lock the same rows.
+
+        Raises:
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+        """
+        return gc.collect(self._context, dry_run=dry_run, grace_s=grace_s)
+
+    def du(self, spec: str | None = None) -> UsageReport:
+        """Return the space of all versions, of a model, or of one ``model@revision``."""
+        return usage.measure_usage(self._context, spec)
+
+    def status(self) -> StatusReport:
+        """Return devices, versions short of copies, and what to do about them."""
+        return usage.read_status(self._context, self.location)
+
+    def _ensure_device(self) -> None:
+        """Add a device inside the store's folder where there is none at all, so that a first push needs no set-up."""
+        if self._context.read_only or self._context.catalog.list_devices():
+            return
+        self.devices.add("local", str((self._context.folder / LOCAL_DEVICE).absolute()))

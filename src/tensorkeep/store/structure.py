@@ -1,0 +1,124 @@
+"""Opening a version: its manifest and checks, from the catalog or from any good copy on a device, verified either way."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tensorkeep.catalog.protocol import Location, ObjectKey
+from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import Integrity, NotEnoughCopies, NotFound, TensorkeepError
+from tensorkeep.records.checks import Checks, decode_checks
+from tensorkeep.records.digest import blake3_160, blake3_256
+from tensorkeep.records.history import VersionFacts
+from tensorkeep.records.manifest import Manifest, decode_manifest
+from tensorkeep.records.naming import ObjectKind
+from tensorkeep.store.context import StoreContext
+from tensorkeep.transfer.sources import PartSource, PartTable
+
+
+def open_manifest(context: StoreContext, version: VersionFacts) -> Manifest:
+    """Return a version's manifest: the catalog's copy if it is whole, else a device's.
+
+    Raises:
+        Integrity: every copy is damaged.
+        NotEnoughCopies: no copy can be reached.
+    """
+    body = context.catalog.find_manifest(version.manifest)
+    if body is None or blake3_256(body).hex() != version.manifest:
+        body = read_object(context, ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(version.manifest)))
+    return decode_manifest(body)
+
+
+def open_checks(context: StoreContext, version: VersionFacts, manifest: Manifest) -> Checks:
+    """Return a version's checks, read whole from a device and verified against their digest.
+
+    Raises:
+        Integrity: every copy is damaged.
+        NotEnoughCopies: no copy can be reached.
+    """
+    data = read_object(context, ObjectKey(ObjectKind.CHECKS, bytes.fromhex(version.checks)))
+    return decode_checks(data, manifest.parts)
+
+
+def object_digest(key: ObjectKey, data: bytes) -> bytes:
+    """Return the digest that these bytes have as an object of that kind."""
+    return blake3_160(data) if key.kind is ObjectKind.VERSION else blake3_256(data)
+
+
+def read_object(context: StoreContext, key: ObjectKey) -> bytes:
+    """Return a whole object from the first good copy; copies found bad are recorded.
+
+    Raises:
+        Integrity: a copy was damaged and no good one is left; the message names devices.
+        NotEnoughCopies: no copy can be reached.
+    """
+    readable = context.fleet.readable()
+    names = context.fleet.names()
+    reasons: list[str] = []
+    damaged: list[int] = []
+    try:
+        for location in context.catalog.locate([key]).get(key, []):
+            device = readable.get(location.device)
+            if device is None:
+                reasons.append(f"device {names[location.device]} can't be reached")
+                continue
+            try:
+                return _read_copy(device, location)
+            except (Integrity, NotFound) as error:
+                damaged.append(location.id)
+                reasons.append(f"{location.name} on device {names[location.device]}: {error.message}")
+            except TensorkeepError as error:
+                reasons.append(f"{location.name} on device {names[location.device]}: {error.message}")
+    finally:
+        if damaged and not context.read_only:
+            context.catalog.record_checked(good=[], bad=damaged)
+    message = f"no good copy of {key.kind} {key.digest.hex()} is left: {'; '.join(reasons) or 'the catalog knows none'}"
+    if damaged:
+        raise Integrity(message, object=key.digest.hex(), kind=key.kind.value)
+    raise NotEnoughCopies(message, object=key.digest.hex(), kind=key.kind.value)
+
+
+def _read_copy(device: Device, location: Location) -> bytes:
+    data = device.read(location.name)
+    if object_digest(location.key, data) != location.key.digest:
+        raise Integrity("its bytes do not have its digest")
+    return data
+
+
+def part_table(
+    context: StoreContext,
+    manifest: Manifest,
+    checks: Checks,
+    parts: Iterable[int],
+    *,
+    confirm_checks: Callable[[], Checks] | None = None,
+) -> PartTable:
+    """Return where the copies of some parts are, good ones first, and the devices that can be read now."""
+    keys = {part: ObjectKey(ObjectKind.PART, checks.digest(part)) for part in sorted(set(parts))}
+    found = context.catalog.locate(list(dict.fromkeys(keys.values())))
+    facts = {f.id: f for f in context.catalog.list_devices()}
+    rates = {f.id: float(min(f.bandwidth or 1 << 62, f.rate_limit or 1 << 62)) for f in facts.values()}
+    return PartTable(
+        sizes=manifest.parts,
+        checks=checks,
+        sources={part: _sources(found.get(key, [])) for part, key in keys.items()},
+        devices=context.fleet.readable(),
+        names={f.id: f.name for f in facts.values()},
+        rates={device: rate for device, rate in rates.items() if rate < 1 << 62},
+        confirm_checks=confirm_checks,
+        describe=lambda part: describe_part(manifest, part),
+    )
+
+
+def _sources(locations: Sequence[Location]) -> list[PartSource]:
+    # Copies marked bad come last: they are tried before a load is given up, because a read error may have been the cable's.
+    ordered = sorted(locations, key=lambda location: location.state == "bad")
+    return [
+        PartSource(location=loc.id, device=loc.device, name=loc.name, offset=loc.offset, length=loc.length)
+        for loc in ordered
+        if loc.form == "raw"
+    ]
+
+
+def describe_part(manifest: Manifest, part: int) -> str:
+    """Return which files, and which tensor first, a part belongs to."""
+    files = [file.path for file in manifest.files if any(extent.part == part for extent in file.extents)]
+    return ", ".join(files[:3]) + (" …" if len(files) > 3 else "")
