@@ -1,7 +1,7 @@
 """What the documents show is run, in order, as a reader would type it.
 
-Each document gets a new folder with a home and a store of its own and a small model in ``./llama``. Of its blocks these are
-run, unless a line ``<!-- not run … -->`` stands right before them:
+Each document gets a new folder with a home and a store of its own, and a small model in ``./llama`` where it says
+``<!-- needs ./llama -->``. Of its blocks these are run, unless a line ``<!-- not run … -->`` stands right before them:
 
 - ``python``: as a program of its own;
 - ``bash``: as a script;
@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = ("python", "bash", "console")
+NEEDS_LLAMA = "<!-- needs ./llama -->"
 
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
@@ -86,8 +87,10 @@ def _make_llama(folder: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
 def test_the_code_of_a_document_runs(document: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    _make_llama(tmp_path / "llama")
-    for block in find_blocks(document.read_text("utf-8")):
+    text = document.read_text("utf-8")
+    if NEEDS_LLAMA in text:
+        _make_llama(tmp_path / "llama")
+    for block in find_blocks(text):
         if not block.run:
             continue
         result = subprocess.run(
