@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from tensorkeep.catalog.protocol import CommitRequest, DeviceHead, ObjectKey, ObjectRequest
+from tensorkeep.catalog.protocol import CommitRequest, DeviceHead, Needed, ObjectKey, ObjectRequest
 from tensorkeep.errors import AlreadyExists, Conflict, Integrity, InvalidInput, NotFound
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.digest import DIGEST_BYTES, VERSION_ID_BYTES, blake3_256
@@ -27,6 +27,14 @@ SESSION_KEPT_S = 7 * 24 * 3600.0
 """Sessions silent for longer are forgotten; liveness only, their rows are judged by the grace long before."""
 
 _OLDEST = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class CopiesMissing(Exception):
+    """Undoes a commit because these objects have not the copies they owe."""
+
+    def __init__(self, keys: Sequence[ObjectKey]) -> None:
+        super().__init__(len(keys))
+        self.needed = Needed(keys=tuple(sorted(keys)))
 
 
 def copies_owed(kind: ObjectKind, policy: str, active_devices: int) -> int:

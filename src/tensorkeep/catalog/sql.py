@@ -36,7 +36,6 @@ from tensorkeep.catalog.protocol import (
 from tensorkeep.errors import Integrity
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import ModelFacts, RefFacts, RefKind, VersionFacts
-from tensorkeep.records.json_text import format_time
 from tensorkeep.records.names import ModelName
 from tensorkeep.runtime import Runtime
 
@@ -185,7 +184,7 @@ class SqlCatalog:
         try:
             with self._db.write() as connection:
                 return sql_commit.commit(self._transaction(connection), request)
-        except sql_commit.CopiesMissing as missing:
+        except rules.CopiesMissing as missing:
             return missing.needed
 
     # reading
@@ -235,7 +234,7 @@ class SqlCatalog:
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""
-        until = rules.moment_before(now, grace_s) if grace_s > 0 else format_time(now)
+        until = rules.moment_before(now, grace_s)
         with self._db.read() as connection:
             return sql_reading.list_condemned(connection, until, after, limit)
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, and_, case, insert, select, update
 
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import Transaction, chunks, insert_missing, lock_parts
-from tensorkeep.catalog.protocol import CommitRequest, Committed, Needed, ObjectKey
+from tensorkeep.catalog.protocol import CommitRequest, Committed, ObjectKey
 from tensorkeep.catalog.sql_journal import append, read_end, refuse_stale
 from tensorkeep.catalog.sql_names import find_model, find_ref, insert_model, write_policy, write_ref
 from tensorkeep.catalog.sql_owing import usable_copies
@@ -16,14 +16,6 @@ from tensorkeep.errors import AlreadyExists
 from tensorkeep.records.history import Change, ModelFacts, VersionCommitted
 from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
 from tensorkeep.records.naming import ObjectKind
-
-
-class CopiesMissing(Exception):
-    """Rolls a commit back because these objects have not the copies they owe."""
-
-    def __init__(self, keys: Sequence[ObjectKey]) -> None:
-        super().__init__(len(keys))
-        self.needed = Needed(keys=tuple(sorted(keys)))
 
 
 def commit(tx: Transaction, request: CommitRequest) -> Committed:
@@ -132,7 +124,7 @@ def _check_copies(connection: Connection, request: CommitRequest, number: int, u
     )
     short = [ObjectKey(ObjectKind(kind), digest) for kind, digest in connection.execute(query)]
     if short or unknown:
-        raise CopiesMissing([*unknown, *short])
+        raise rules.CopiesMissing([*unknown, *short])
 
 
 def _make_live(connection: Connection, number: int) -> None:

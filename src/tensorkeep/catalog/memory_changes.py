@@ -1,0 +1,166 @@
+"""Changes of names, gc and rebuild of the in-memory catalog, in the order in which the rules are told."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from tensorkeep.catalog import rules
+from tensorkeep.catalog.chain import ChainEnd
+from tensorkeep.catalog.image import check_image, object_sizes
+from tensorkeep.catalog.memory_state import LocationRow, MemoryState, VersionRow
+from tensorkeep.catalog.protocol import CatalogImage, GcSummary
+from tensorkeep.errors import AlreadyExists
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.history import (
+    Change,
+    DeviceChanged,
+    ModelChanged,
+    RefChanged,
+    RefKind,
+    StoreChanged,
+    VersionFacts,
+    VersionRemoved,
+)
+from tensorkeep.records.json_text import format_time
+from tensorkeep.records.names import check_device_name, check_ref_name, is_version_prefix
+from tensorkeep.records.redundancy import parse_policy
+
+
+def change_device(state: MemoryState, old: DeviceFacts | None, new: DeviceFacts) -> list[Change]:
+    """Add or change a device; return the changes for the journal."""
+    check_device_name(new.name)
+    rules.check_device_change(old, new, state.devices.values())
+    state.devices[new.id] = new
+    state.flushed.setdefault(new.id, 0)
+    return [DeviceChanged(old=old, new=new)]
+
+
+def get_version(state: MemoryState, model: str, revision: str) -> VersionFacts:
+    """Return the version that a revision means: branch, tag, full id, then unique prefix of at least 7 digits."""
+    facts = state.get_model(model)
+    kinds: tuple[RefKind, ...] = ("branch", "tag")
+    for kind in kinds:
+        if version := state.refs.get((model, kind, revision)):
+            return state.versions[version].facts
+    found = [row.facts for row in state.versions.values() if row.facts.model == model]
+    matching = [version for version in found if is_version_prefix(revision) and version.id.startswith(revision)]
+    return rules.choose_version(matching, facts, revision)
+
+
+def set_ref(
+    state: MemoryState, model: str, kind: RefKind, name: str, *, version: str | None, expected: str | None
+) -> list[Change]:
+    """Make, move or delete a branch or tag by compare-and-swap; return the changes for the journal."""
+    check_ref_name(name, kind=kind)
+    state.get_model(model)
+    if version is not None:
+        state.get_model_version(model, version)
+    present = state.refs.get((model, kind, name))
+    rules.check_ref_move(kind=kind, name=name, present=present, expected=expected, new=version)
+    if version is not None:
+        state.refs[model, kind, name] = version
+    else:
+        del state.refs[model, kind, name]
+    return [RefChanged(model=model, ref=kind, name=name, old=present, new=version)]
+
+
+def remove_version(state: MemoryState, model: str, version: str) -> list[Change]:
+    """Remove a version that no branch or tag points at; return the changes for the journal."""
+    facts = state.get_model_version(model, version)
+    rules.refuse_referenced(version, state.list_refs(version=version))
+    state.delete_versions([version])
+    return [VersionRemoved(version=facts)]
+
+
+def remove_model(state: MemoryState, model: str) -> list[Change]:
+    """Remove a model with all its refs and versions; return the changes for the journal."""
+    facts = state.get_model(model)
+    refs = state.list_refs(model=model)
+    versions = [row.facts for row in state.versions.values() if row.facts.model == model]
+    for ref in refs:
+        del state.refs[ref.model, ref.kind, ref.name]
+    state.delete_versions([version.id for version in versions])
+    del state.models[model]
+    return [
+        *(RefChanged(model=model, ref=ref.kind, name=ref.name, old=ref.version, new=None) for ref in refs),
+        *(VersionRemoved(version=version) for version in versions),
+        ModelChanged(old=facts, new=None),
+    ]
+
+
+def set_policy(state: MemoryState, model: str | None, policy: str) -> list[Change]:
+    """Set the policy of a model, or of the store; return the changes for the journal."""
+    parse_policy(policy)
+    if model is None:
+        old, state.policy = state.policy, policy
+        return [StoreChanged(old=old, new=policy)]
+    before = state.get_model(model)
+    state.models[model] = msgspec.structs.replace(before, policy=policy)
+    return [ModelChanged(old=before, new=state.models[model])]
+
+
+def condemn(state: MemoryState, *, grace_s: float, now: datetime) -> GcSummary:
+    """Condemn every row that nothing needs, as `_is_doomed` says."""
+    before = sum(row.location.state == "condemned" for row in state.locations.values())
+    doomed = [n for n, row in state.locations.items() if _is_doomed(state, row, grace_s=grace_s, now=now)]
+    for number in doomed:
+        state.set_state(number, "condemned", condemned_at=format_time(now))
+    silent = rules.moment_before(now, rules.SESSION_KEPT_S)
+    state.sessions = {session: beat for session, beat in state.sessions.items() if beat > silent}
+    state.forget_unused_objects()
+    size = sum(state.locations[number].location.length for number in doomed)
+    return GcSummary(locations=len(doomed), bytes=size, condemned_before=before)
+
+
+def drop(state: MemoryState, locations: Sequence[int]) -> None:
+    """Forget condemned rows, and the objects that are left without rows and versions."""
+    for number in locations:
+        row = state.locations.get(number)
+        if row and row.location.state == "condemned":
+            del state.locations[number]
+    state.forget_unused_objects()
+
+
+def load_image(state: MemoryState, image: CatalogImage, now: datetime) -> int:
+    """Fill an empty catalog and append a snapshot entry; return its seq."""
+    if state.journal or state.devices or state.models or state.locations or state.sessions:
+        raise AlreadyExists("the catalog is not empty: a rebuild fills a new one")
+    snapshots = check_image(image, store=state.end.store)
+    for row in image.entries:
+        state.add_row(row, snapshot=row.seq in snapshots)
+    end = state.end
+    state.end = ChainEnd(end.store, image.epoch, end.last_seq, end.head, end.last_snapshot)
+    told = image.state
+    state.policy = told.policy
+    state.devices, state.models = dict(told.devices), dict(told.models)
+    state.flushed = {device: min(image.flushed.get(device, 0), end.last_seq) for device in told.devices}
+    state.versions = {
+        version: VersionRow(facts, frozenset(key for key, _ in image.objects[version]))
+        for version, facts in told.versions.items()
+    }
+    state.refs = {(ref.model, ref.kind, ref.name): ref.version for ref in told.refs}
+    state.manifests = dict(image.manifests)
+    state.sizes = object_sizes(image)
+    for location in image.locations:
+        state.add_location(location, None)
+    return state.append_snapshot(now)
+
+
+def _is_doomed(state: MemoryState, row: LocationRow, *, grace_s: float, now: datetime) -> bool:
+    location = row.location
+    beat = state.sessions.get(row.session or "")
+    alive = beat is not None and rules.is_alive(beat, grace_s=grace_s, now=now)
+    referenced = state.is_referenced(location.key)
+    match location.state:
+        case "condemned":
+            return False
+        case "staged":
+            return not alive
+        case "stored":
+            return not referenced and not alive
+        case "live":
+            return not referenced
+        case "bad":
+            usable = state.usable_copies(location.key, durable_only=False)
+            return not referenced or usable >= state.copies_owed(location.key)
