@@ -191,6 +191,7 @@ class _Push:
         self._heal_kept(assembled, result)
         head = self._target.head
         if head is not None and self._base is not None and self._is_head(assembled):
+            self._heal_head(head)
             return head, False, self._tag_head(head)
         version, record = self._make_record(assembled)
         committed = self._commit(assembled, result, version, record)
@@ -226,16 +227,31 @@ class _Push:
     def _heal_kept(self, assembled: AssembledVersion, result: ReadResult) -> None:
         """Give parts that are kept from the base the copies they owe, from a good copy."""
         read = {fact.digest for fact in result.parts.values()}
-        for fact in assembled.parts:
-            if fact.digest not in read:
-                self._heal(ObjectKey(ObjectKind.PART, fact.digest), fact.size_bytes, self._target.copies)
+        kept = {
+            ObjectKey(ObjectKind.PART, fact.digest): self._target.copies
+            for fact in assembled.parts
+            if fact.digest not in read
+        }
+        self._heal(kept)
 
-    def _heal(self, key: ObjectKey, size_bytes: int, copies: int) -> None:
-        found = self._context.catalog.locate([key]).get(key, [])
-        reachable = {loc.device for loc in found if loc.state in ("live", "stored")} - set(self._target.down)
-        if len(reachable) < copies:
-            data = read_object(self._context, key)
-            self._writer.write([NewObject(key, data, size_bytes, copies, self._any_device)])
+    def _heal_head(self, head: VersionFacts) -> None:
+        """Give the objects that describe the head the copies they owe."""
+        keys = (
+            ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(head.manifest)),
+            ObjectKey(ObjectKind.CHECKS, bytes.fromhex(head.checks)),
+            ObjectKey(ObjectKind.VERSION, bytes.fromhex(head.id)),
+        )
+        self._heal(dict.fromkeys(keys, self._target.metadata_copies))
+
+    def _heal(self, owed: Mapping[ObjectKey, int]) -> None:
+        """Copy objects that have fewer reachable good copies than they owe, each from a good one, verified."""
+        found = self._context.catalog.locate(list(owed))
+        for key, copies in owed.items():
+            usable = {loc.device for loc in found.get(key, []) if loc.state in ("live", "stored")}
+            if len(usable - set(self._target.down)) < copies:
+                data = read_object(self._context, key)
+                new = NewObject(key, data, len(data), copies, self._any_device, model=self._target.model.id)
+                self._writer.write([new])
 
     def _make_record(self, assembled: AssembledVersion) -> tuple[VersionFacts, bytes]:
         target, options = self._target, self._options
@@ -282,7 +298,7 @@ class _Push:
             answer = self._context.catalog.commit(request)
             if isinstance(answer, Committed):
                 return answer
-            self._write_again(answer, metadata, assembled, result)
+            self._write_again(answer, metadata, result)
         raise Conflict(f"parts of {self._target.model.name} were collected again and again meanwhile: push again")
 
     def _commit_request(self, assembled: AssembledVersion, version: VersionFacts) -> CommitRequest:
@@ -315,19 +331,16 @@ class _Push:
             ]
         )
 
-    def _write_again(
-        self, answer: Needed, metadata: Mapping[ObjectKey, bytes], assembled: AssembledVersion, result: ReadResult
-    ) -> None:
+    def _write_again(self, answer: Needed, metadata: Mapping[ObjectKey, bytes], result: ReadResult) -> None:
         """Write objects again that gc condemned, or whose copies were found bad, since they were staged."""
         self._write_metadata({key: metadata[key] for key in answer.keys if key in metadata})
-        sizes = {fact.digest: fact.size_bytes for fact in assembled.parts}
         planned = {fact.digest: index for index, fact in result.parts.items()}
         for key in answer.keys:
             if key.kind is not ObjectKind.PART:
                 continue
             index = planned.get(key.digest)
             if index is None:
-                self._heal(key, sizes[key.digest], self._target.copies)
+                self._heal({key: self._target.copies})
                 continue
             part = self._plan.split.parts[index]
             assert isinstance(part, PlannedPart)

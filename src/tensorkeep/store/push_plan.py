@@ -6,10 +6,9 @@ Files are read here only as far as their headers and their small items, whose di
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from tensorkeep.catalog.protocol import ObjectKey
-from tensorkeep.formats.hub_index import INDEX_SUFFIX, check_index
+from tensorkeep.errors import Format
+from tensorkeep.formats.hub_index import INDEX_LIMIT_BYTES, check_index, is_index
 from tensorkeep.formats.protocol import FileStructure, TensorLayout
 from tensorkeep.formats.registry import read_structure
 from tensorkeep.planning.splitting import (
@@ -94,7 +93,7 @@ def plan_push(
         for s in sources
         for f in (structures.get(s.path) or _known_structure(unchanged[s.path]),)
     ]
-    parent = Parent(base.manifest, [base.digest(part) for part in range(len(base.manifest.parts))]) if base else None
+    parent = _parent(base, lost)
     choice = choose_split(
         every, requested=requested, part_size=part_size, device_count=max(1, device_count), parent=parent
     )
@@ -113,10 +112,17 @@ def plan_push(
         method=choice.method,
         part_size=choice.part_size,
         item_digests=digests,
-        parent=_without(parent, lost),
+        parent=parent,
         why=choice.why,
     )
     return PushPlan(tuple(sources), kept, read, found, split, choice, digests, known)
+
+
+def _parent(base: Base | None, lost: frozenset[int]) -> Parent | None:
+    if base is None:
+        return None
+    digests = [base.digest(part) for part in range(len(base.manifest.parts))]
+    return Parent(base.manifest, digests, lost=lost)
 
 
 def _lost_parts(context: StoreContext, base: Base) -> frozenset[int]:
@@ -159,13 +165,15 @@ def _kept_files(
 def _check_indexes(
     sources: Sequence[PushSource], structures: Mapping[str, FileStructure], kept: Mapping[str, File]
 ) -> None:
-    indexes = [source for source in sources if source.path.lower().endswith(INDEX_SUFFIX)]
+    indexes = [source for source in sources if is_index(source.path)]
     if not indexes or all(source.path in kept for source in sources):
         return
     every = dict(structures)
     for path, file in kept.items():
         every.setdefault(path, _known_structure(file))
     for source in indexes:
+        if source.size_bytes > INDEX_LIMIT_BYTES:
+            raise Format(f"{source.path} has {source.size_bytes} bytes; an index has at most {INDEX_LIMIT_BYTES}")
         check_index(source.path, source.read(0, source.size_bytes), every)
 
 
@@ -177,14 +185,3 @@ def _known_structure(file: File) -> FileStructure:
 def _hash_items(read: Sequence[PushSource], files: Sequence[SourceFile], method: str) -> dict[tuple[int, int], bytes]:
     items = list_small_items(files, method=method)
     return {(item.file, item.start): blake3_256(read[item.file].read(item.start, item.length)) for item in items}
-
-
-def _without(parent: Parent | None, lost: frozenset[int]) -> Parent | None:
-    """Return the parent without the structure of files that touch lost parts, so that nothing is kept in them."""
-    if parent is None or not lost:
-        return parent
-    files = tuple(
-        msgspec.structs.replace(file, tensors=(), items=()) if any(e.part in lost for e in file.extents) else file
-        for file in parent.manifest.files
-    )
-    return Parent(msgspec.structs.replace(parent.manifest, files=files), parent.digests)
