@@ -74,8 +74,8 @@ class ExtentMap:
         self._extents = extents
         self._ends = list(accumulate(extent.length for extent in extents))
 
-    def pieces(self, start: int, length: int, item: int, offset: int = 0) -> Iterator[Piece]:
-        """Yield the pieces that bytes ``[start, start + length)`` of the file are made of, in order; none for no bytes.
+    def pieces(self, start: int, length: int, item: int, offset: int = 0) -> list[Piece]:
+        """Return the pieces that bytes ``[start, start + length)`` of the file are made of, in order; none for no bytes.
 
         Args:
             start: first byte, in the file.
@@ -90,12 +90,14 @@ class ExtentMap:
         if start < 0 or length < 0 or start + length > size:
             raise InvalidInput(f"bytes {start} to {start + length} lie outside a file of {size} bytes")
         index = bisect_right(self._ends, start)
+        found = []
         while length > 0:
             extent = self._extents[index]
             skip = start - (self._ends[index] - extent.length)
             taken = min(length, extent.length - skip)
-            yield Piece(extent.part, extent.start + skip, taken, item, offset)
+            found.append(Piece(extent.part, extent.start + skip, taken, item, offset))
             start, length, offset, index = start + taken, length - taken, offset + taken, index + 1
+        return found
 
 
 def resolve_ranges(extents: Sequence[Extent], ranges: Iterable[tuple[int, int]]) -> list[Piece]:
@@ -204,7 +206,11 @@ def _cut(read: PartRead, align: int, limit: int) -> Iterator[PartRead]:
     buckets: list[list[Piece]] = [[] for _ in range(-(-size // window))]
     for piece in read.pieces:
         end = piece.start + piece.length
-        for number in range((piece.start - read.start) // window, (end - 1 - read.start) // window + 1):
+        first, last = (piece.start - read.start) // window, (end - 1 - read.start) // window
+        if first == last:
+            buckets[first].append(piece)
+            continue
+        for number in range(first, last + 1):
             low = max(piece.start, read.start + number * window)
             high = min(end, read.start + (number + 1) * window)
             buckets[number].append(Piece(piece.part, low, high - low, piece.item, piece.offset + low - piece.start))
