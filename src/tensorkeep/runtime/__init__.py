@@ -9,10 +9,12 @@ from tensorkeep.runtime.clock import Clock, ManualClock, SystemClock
 from tensorkeep.runtime.failpoints import FAILPOINTS, Failpoints, NoFailpoints
 from tensorkeep.runtime.randomness import Randomness, SeededRandomness, SystemRandomness
 from tensorkeep.runtime.runtime import Runtime, system_runtime
-from tensorkeep.runtime.workers import InlineWorkers, ThreadWorkers, WorkerPool, Workers
+from tensorkeep.runtime.workers import Cancellation, Cancelled, InlineWorkers, ThreadWorkers, WorkerPool, Workers
 
 __all__ = [
     "FAILPOINTS",
+    "Cancellation",
+    "Cancelled",
     "Clock",
     "Failpoints",
     "InlineWorkers",

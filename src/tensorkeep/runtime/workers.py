@@ -7,8 +7,43 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 
+class Cancelled(Exception):
+    """Raised in a worker whose work nobody waits for any more."""
+
+
+class Cancellation:
+    """A flag that long tasks look at, so that an error or Ctrl-C ends them at their next step. Thread safe.
+
+    As a context manager inside that of a pool it cancels when left, before the pool waits for its tasks.
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Ask every task that checks this flag to stop."""
+        self._cancelled = True
+
+    def check(self) -> None:
+        """Return if nobody cancelled.
+
+        Raises:
+            Cancelled: somebody did.
+        """
+        if self._cancelled:
+            raise Cancelled
+
+
 class WorkerPool(Protocol):
-    """A bounded pool; a context manager that waits for its tasks when left."""
+    """A bounded pool; a context manager that waits for its tasks when left, and drops queued ones when left by an error."""
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "concurrent.futures.Future[Any]":
         """Queue a task and return its future."""
@@ -35,11 +70,19 @@ class ThreadWorkers:
 
     def open_pool(self, max_workers: int, name: str) -> WorkerPool:
         """Return a thread pool."""
-        return concurrent.futures.ThreadPoolExecutor(max_workers, thread_name_prefix=f"tensorkeep-{name}")
+        return _ThreadPool(max_workers, thread_name_prefix=f"tensorkeep-{name}")
 
     def cpu_count(self) -> int:
         """Return the number of processors this process may run on."""
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class _ThreadPool(concurrent.futures.ThreadPoolExecutor):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None:
+        self.shutdown(wait=True, cancel_futures=kind is not None)
+        return None
 
 
 class InlineWorkers:

@@ -7,15 +7,15 @@ files and are a lane of their own. A lane keeps at most `LANE_BYTES` of buffers 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.splitting import Piece, PlannedPart
 from tensorkeep.records.digest import blake3_256
 from tensorkeep.records.layout import MIB
-from tensorkeep.runtime import WorkerPool, Workers
+from tensorkeep.runtime import Cancellation, Cancelled, WorkerPool, Workers
 from tensorkeep.store.push_plan import PushPlan
 from tensorkeep.transfer.hashing import FileHasher, RangeHasher, hash_part
 from tensorkeep.transfer.memory import allocate
@@ -81,19 +81,29 @@ def read_sources(
     """
     facts: dict[int, PartFact] = {}
     runs = _runs_by_file(plan)
-    with workers.open_pool(LANES, "read") as lanes:
-        packs = lanes.submit(_read_packs, plan, _Lane(sink, pool, facts))
+    stop = Cancellation()
+    with workers.open_pool(LANES, "read") as lanes, stop:
         # The largest file first: lanes finish together.
         order = sorted(range(len(plan.read)), key=lambda number: -plan.read[number].size_bytes)
+        packs = lanes.submit(_read_packs, plan, _Lane(sink, pool, facts, stop))
         files = {
-            number: lanes.submit(_read_file, plan, number, runs.get(number, {}), _Lane(sink, pool, facts), count)
+            number: lanes.submit(_read_file, plan, number, runs.get(number, {}), _Lane(sink, pool, facts, stop), count)
             for number in order
         }
-        packs.result()
-        done = {number: task.result() for number, task in files.items()}
+        _wait([packs, *files.values()], stop)
     for source in plan.sources:
         source.check_unchanged()
-    return ReadResult(facts, tuple(done[index] for index in range(len(plan.read))))
+    return ReadResult(facts, tuple(files[index].result() for index in range(len(plan.read))))
+
+
+def _wait(tasks: Sequence[Future[Any]], stop: Cancellation) -> None:
+    """Return when all tasks are done; at the first error the others are stopped, and it is raised."""
+    for task in as_completed(tasks):
+        error = task.exception()
+        if error is not None:
+            stop.cancel()
+            if not isinstance(error, Cancelled):
+                raise error
 
 
 def gather_part(plan: PushPlan, part: PlannedPart) -> memoryview:
@@ -107,16 +117,18 @@ def gather_part(plan: PushPlan, part: PlannedPart) -> memoryview:
 class _Lane:
     """Batches of one lane: hands them to the sink, and waits for the oldest when too many bytes are alive."""
 
-    def __init__(self, sink: BatchSink, pool: WorkerPool, facts: dict[int, PartFact]) -> None:
+    def __init__(self, sink: BatchSink, pool: WorkerPool, facts: dict[int, PartFact], stop: Cancellation) -> None:
         self._sink = sink
         self._pool = pool
         self._facts = facts
+        self._stop = stop
         self._batch: list[ReadPart] = []
         self._batch_bytes = 0
         self._flying: deque[tuple[int, Future[None]]] = deque()
 
     def make_room(self, size_bytes: int) -> memoryview:
-        """Return a buffer of that size, once the lane's bytes allow it."""
+        """Return a buffer of that size, once the lane's bytes allow it; raises `Cancelled` where the push was given up."""
+        self._stop.check()
         alive = self._batch_bytes + sum(size for size, _ in self._flying)
         if alive + size_bytes > LANE_BYTES and self._batch:
             self._send()

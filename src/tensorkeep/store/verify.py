@@ -11,6 +11,7 @@ from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.records.device import IDENTITY_NAME
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.naming import ObjectKind
+from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Member
 from tensorkeep.store.progress import ByteProgress
@@ -77,12 +78,18 @@ def _read_all(
     for location in locations:
         by_device.setdefault(location.device, []).append(location)
     problems = []
-    with context.runtime.workers.open_pool(max(1, _READERS_A_DEVICE * len(readable)), "verify") as pool:
+    stop = Cancellation()
+
+    def count(size_bytes: int) -> None:
+        stop.check()
+        counter.count(size_bytes)
+
+    with context.runtime.workers.open_pool(max(1, _READERS_A_DEVICE * len(readable)), "verify") as pool, stop:
         tasks = []
         for device_id, rows in by_device.items():
             if device_id in readable:
                 lanes = [rows[lane::_READERS_A_DEVICE] for lane in range(_READERS_A_DEVICE)]
-                tasks += [pool.submit(_read_lane, readable[device_id], lane, counter.count) for lane in lanes]
+                tasks += [pool.submit(_read_lane, readable[device_id], lane, count) for lane in lanes]
             elif device_id in active:
                 problems.append(_unreachable(names[device_id], rows))
                 findings.unread += [(row, "the device can't be reached") for row in rows]
