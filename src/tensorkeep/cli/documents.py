@@ -5,6 +5,7 @@ Sizes are bytes, times seconds, digests hex. The keys are promises to scripts: `
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,13 @@ _COMPUTED = (
 
 
 def to_plain(value: Any) -> Any:
-    """Return a report as what JSON knows: dataclasses, structs and named tuples as objects, bytes as hex."""
-    if value is None or isinstance(value, (str, bool, int, float)):
+    """Return a report as what JSON knows: dataclasses, structs and named tuples as objects, bytes as hex.
+
+    A number that is not finite becomes null.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # JSON knows neither infinity nor NaN
+    if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).hex()

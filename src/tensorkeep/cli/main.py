@@ -55,10 +55,13 @@ def main(arguments: Sequence[str], *, doors: "Doors | None" = None) -> int:
 
 def _run_command(arguments: Sequence[str], *, doors: "Doors | None") -> int:
     from tensorkeep.cli.app import build_app
+    from tensorkeep.cli.failures import INTERRUPTED
     from tensorkeep.cli.session import Doors, Session
 
     app = build_app()
     result = app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=Session(doors or Doors()))
+    if result == INTERRUPTED:  # newer typers answer Ctrl-C with this code, and no word
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

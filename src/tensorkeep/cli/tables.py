@@ -82,7 +82,10 @@ def _print_table(table: Table, console: "Console") -> None:
         )
     for row in table.rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
-    if drawn.row_count:
-        console.print(drawn)
-    else:
+    if not drawn.row_count:
         console.print(table.empty)
+        return
+    with console.capture() as captured:
+        console.print(drawn)
+    for line in captured.get().splitlines():  # rich fills the last column with spaces
+        console.file.write(line.rstrip() + "\n")

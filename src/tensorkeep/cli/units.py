@@ -112,7 +112,9 @@ def human_rate(bytes_per_s: float) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """Return a time like ``2.1 ms``, ``350 ms``, ``12.3 s``, ``2 min 05 s``, ``1 h 02 min`` or ``3 d 04 h``."""
+    """Return a time like ``2.1 ms``, ``350 ms``, ``12.3 s``, ``2 min 05 s``, ``1 h 02 min`` or ``3 d 04 h``; ``never`` is infinite."""
+    if not math.isfinite(seconds):
+        return "never"
     if seconds < 0.9995:
         value = seconds * 1000
         return f"{value:.1f} ms" if value < 9.95 else f"{value:.0f} ms"

@@ -89,6 +89,7 @@ def test_push_of_the_same_files_says_that_nothing_changed(run: Run) -> None:
     ran = run("push", "./llama", MODEL, push=dataclasses.replace(VERSION, report=report))
     assert f"unchanged  {NEW_ID}" in ran.out
     assert "nothing: all is there" in ran.out
+    assert "B/s" not in ran.out
 
 
 def test_pull_writes_to_the_models_name_by_default(run: Run) -> None:

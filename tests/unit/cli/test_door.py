@@ -10,6 +10,7 @@ import pytest
 from tensorkeep import _version
 from tensorkeep.cli.failures import failure_of
 from tensorkeep.cli.main import main
+from tensorkeep.cli.session import Session
 from tensorkeep.errors import ERROR_TABLE, Integrity, TensorkeepError, Unavailable
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import MODEL
@@ -71,6 +72,16 @@ def test_ctrl_c_gives_130_and_one_line(run: Run, words: tuple[str, ...]) -> None
     assert ran.code == 130
     assert len(ran.err.splitlines()) == 1
     assert "interrupted" in ran.err
+
+
+def test_ctrl_c_before_the_command_begins_is_said_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "with_options", interrupt)
+    ran = run("ls")
+    assert ran.code == 130
+    assert ran.err == "error: interrupted; nothing that was acknowledged is lost\n"
 
 
 def test_a_reader_that_went_away_ends_the_command_quietly(run: Run) -> None:

@@ -144,9 +144,9 @@ def test_computed_values_are_in_the_documents(run: Run) -> None:
 
 
 def test_names_of_any_bytes_are_valid_json_in_ascii() -> None:
-    text = json_text(to_plain({"name": "é\udcff\x1b", "digest": b"\x00\xff", "set": {1}}))
+    text = json_text(to_plain({"name": "é\udcff\x1b", "digest": b"\x00\xff", "set": {1}, "never": float("inf")}))
     assert text.isascii()
-    assert json.loads(text) == {"name": "é\udcff\x1b", "digest": "00ff", "set": [1]}
+    assert json.loads(text) == {"name": "é\udcff\x1b", "digest": "00ff", "set": [1], "never": None}
 
 
 def test_the_documented_exit_codes_are_those_of_the_table() -> None:

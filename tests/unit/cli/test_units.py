@@ -169,6 +169,7 @@ def test_sizes_are_shown_with_three_digits(size: int, shown: str) -> None:
         (125, "2 min 05 s"),
         (3720, "1 h 02 min"),
         (273600, "3 d 04 h"),
+        (math.inf, "never"),
     ],
 )
 def test_times_are_shown_in_fitting_units(seconds: float, shown: str) -> None:

@@ -44,7 +44,7 @@ def ls(
             )
             for m in models
         ]
-        headings = ("MODEL", ">SIZE", ">VERSIONS", "BRANCHES", "TAGS", "POLICY", "UPDATED")
+        headings = ("MODEL", ">SIZE", ">VERSIONS", "BRANCHES", "TAGS", "POLICY", "UPDATED (UTC)")
         return [Table(headings, rows, empty="no models; store one with: tensorkeep push PATH MODEL")]
 
     session.show({"models": models}, blocks)
@@ -89,7 +89,7 @@ def log(session: Session, spec: SpecArgument) -> None:
         entries = store.log(spec)
 
     def blocks() -> list[Block]:
-        headings = ("VERSION", "CREATED", "AUTHOR", ">SIZE", "NAMES", "MESSAGE")
+        headings = ("VERSION", "CREATED (UTC)", "AUTHOR", ">SIZE", "NAMES", "MESSAGE")
         return [Table(headings, [_log_row(entry) for entry in entries], empty="no versions")]
 
     session.show({"entries": entries}, blocks)
@@ -133,8 +133,8 @@ def versions_of(store: "Store", model: str) -> "list[Version]":
 
 
 def when(time: str | None) -> str:
-    """Return a stored time (ISO 8601, UTC) as people read it, to the second."""
-    return "" if time is None else time[:19].replace("T", " ") + " UTC"
+    """Return a stored time (ISO 8601, UTC) as tables have it, to the minute."""
+    return "" if time is None else time[:16].replace("T", " ")
 
 
 def shape_text(shape: Iterable[int] | None) -> str:
@@ -158,7 +158,7 @@ def _ls_model(session: Session, model: str) -> None:
             )
             for v in versions
         ]
-        return [Table(("VERSION", "CREATED", ">SIZE", "BRANCHES", "TAGS", "MESSAGE"), rows, empty="no versions")]
+        return [Table(("VERSION", "CREATED (UTC)", ">SIZE", "BRANCHES", "TAGS", "MESSAGE"), rows, empty="no versions")]
 
     document = {
         "model": versions[0].model if versions else model,
@@ -179,7 +179,7 @@ def _version_facts(version: "Version", files: int, tensors: int) -> Facts:
             ("parent", version.parent),
             ("message", version.message or None),
             ("author", version.author),
-            ("created", when(version.created_at)),
+            ("created", version.created_at[:19].replace("T", " ") + " UTC"),
             ("policy", version.policy),
             (
                 "holds",

@@ -98,7 +98,9 @@ def _list_names(session: Session, model: str, *, kind: str, delete: bool) -> Non
         plural: [{"name": name, "version": version.id} for name, version in pairs],
     }
     rows = [(name, v.id[:12], when(v.created_at), v.message) for name, v in pairs]
-    session.show(document, lambda: [Table((kind.upper(), "VERSION", "CREATED", "MESSAGE"), rows, empty=f"no {plural}")])
+    session.show(
+        document, lambda: [Table((kind.upper(), "VERSION", "CREATED (UTC)", "MESSAGE"), rows, empty=f"no {plural}")]
+    )
 
 
 def _show_set(session: Session, version: "Version", kind: str, name: str) -> None:

@@ -7,7 +7,7 @@ import typer
 from tensorkeep.cli.command import YesOption
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts
-from tensorkeep.cli.units import human_count, human_duration, human_size, parse_duration
+from tensorkeep.cli.units import human_count, human_size, parse_duration
 from tensorkeep.errors import InvalidInput
 from tensorkeep.records.names import parse_revision
 
@@ -70,7 +70,7 @@ def gc(
                     (f"{would}deleted", amount(report.deleted, report.deleted_bytes)),
                     ("waiting", amount(report.waiting, report.waiting_bytes)),
                     ("unfinished writes", f"{report.swept_unfinished:,} {would}swept"),
-                    ("grace", human_duration(parse_duration(grace))),
+                    ("grace", grace),
                 ]
             )
         ]

@@ -192,6 +192,7 @@ def load(
 def _push_blocks(version: "Version") -> list[Block]:
     report = version.report
     assert report is not None, "a push reports"
+    rate = f", {human_rate(report.rate_bytes_per_s)}" if report.created else ""  # nothing was moved otherwise
     stored = human_size(report.written_bytes) + " on all devices" if report.written_bytes else "nothing: all is there"
     blocks: list[Block] = [
         Facts(
@@ -204,7 +205,7 @@ def _push_blocks(version: "Version") -> list[Block]:
                 ("stored", stored),
                 ("policy", version.policy),
                 ("split", f"{report.method}, parts of {exact_size(report.part_size)}: {report.why}"),
-                ("time", f"{human_duration(report.seconds)}, {human_rate(report.rate_bytes_per_s)}"),
+                ("time", f"{human_duration(report.seconds)}{rate}"),
             ]
         )
     ]
