@@ -20,7 +20,7 @@ from tensorkeep.devices.buffers import byte_views, count_bytes, move_all
 from tensorkeep.devices.folder_sync import FolderSync
 from tensorkeep.devices.local_reading import LocalReader
 from tensorkeep.devices.object_names import FIXED_FOLDERS, UNFINISHED_FOLDER, check_object_name
-from tensorkeep.devices.os_errors import NO_HARD_LINKS, NO_ROOM, NOT_SUPPORTED, translated_os_errors
+from tensorkeep.devices.os_errors import NO_HARD_LINKS, NOT_SUPPORTED, translated_os_errors
 from tensorkeep.devices.system_calls import SystemCalls
 from tensorkeep.devices.unfinished import sweep_folder, unfinished_file
 from tensorkeep.errors import AlreadyExists, InvalidInput, Unavailable
@@ -217,14 +217,13 @@ class LocalDevice(LocalReader):
             )
 
     def _sync(self, descriptor: int, name: str) -> None:
-        """Fsync a file, once. A lack of room (which some file systems find only here) is the put's own trouble."""
+        """Fsync a file, once. Any error makes the device suspect: a lack of room, too, may have lost more than this file."""
         if not self._fsync:
             return
         try:
             self._system.fsync(descriptor)
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                self._suspect_after(error, name)
+            self._suspect_after(error, name)
             raise
 
     def _sync_folder(self, folder: str) -> None:
@@ -242,7 +241,6 @@ class LocalDevice(LocalReader):
             # CIFS and some of FUSE have no fsync of folders; they are soft and promise nothing.
             if error.errno in NOT_SUPPORTED and self.durability == "soft":
                 return
-            # Even a lack of room: the folder's objects were already answered for.
             self._suspect_after(error, path)
             raise
         finally:

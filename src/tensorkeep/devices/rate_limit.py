@@ -67,7 +67,8 @@ class RateLimitedDevice(ForwardingDevice):
                 rate_limit=rate_bytes_per_s,
             )
         self._bucket = TokenBucket(rate_bytes_per_s, runtime.clock)
-        self._chunk_bytes = min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, int(rate_bytes_per_s * _CHUNK_S)))
+        whole_pages = int(rate_bytes_per_s * _CHUNK_S) // 4096 * 4096
+        self._chunk_bytes = min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, whole_pages))
 
     def put(self, name: str, data: Sequence[Buffer]) -> None:
         """Put an object, after its share of time."""

@@ -47,7 +47,8 @@ class RetryPolicy:
 
     def delay_s(self, failures: int, jitter: float) -> float:
         """Return the pause after that many failures (from 1); ``jitter`` in [0, 1) spreads clients that failed together."""
-        longest = min(self.max_delay_s, self.first_delay_s * 2.0 ** (failures - 1))
+        doublings = min(failures - 1, 60)  # more would overflow a float, and no limit is that far
+        longest = min(self.max_delay_s, self.first_delay_s * 2.0**doublings)
         return longest * (0.5 + 0.5 * jitter)
 
 
