@@ -1,0 +1,50 @@
+"""The public line: what `tensorkeep.__all__` says, written out, so that a name is never added or lost by accident."""
+
+import subprocess
+import sys
+
+import tensorkeep
+
+
+def test_the_public_names_are_these() -> None:
+    assert tensorkeep.__all__ == [
+        "AlreadyExists",
+        "Capacity",
+        "Conflict",
+        "DeviceCollection",
+        "Diff",
+        "Format",
+        "GcReport",
+        "Integrity",
+        "Internal",
+        "InvalidInput",
+        "LoadReport",
+        "Model",
+        "NotEnoughCopies",
+        "NotFound",
+        "PermissionDenied",
+        "RebuildReport",
+        "StatusReport",
+        "Store",
+        "TensorHandle",
+        "TensorkeepError",
+        "Unavailable",
+        "VerifyReport",
+        "Version",
+        "__version__",
+        "init",
+        "open",
+        "rebuild_catalog",
+    ]
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in tensorkeep.__all__:
+        value = getattr(tensorkeep, name)
+        assert name.startswith("__") or value.__doc__, name
+
+
+def test_importing_tensorkeep_imports_no_framework_and_nothing_slow() -> None:
+    program = "import sys, tensorkeep; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert not {"torch", "jax", "sqlalchemy", "alembic", "numpy", "rich", "typer"} & set(result.stdout.split())
