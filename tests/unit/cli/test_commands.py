@@ -98,6 +98,14 @@ def test_pull_writes_to_the_models_name_by_default(run: Run) -> None:
     assert "3 (2 written, 1 already there)" in ran.out
 
 
+def test_pull_of_what_is_there_shows_no_rate(run: Run) -> None:
+    pulled = run("pull", MODEL).doors.store.answers["pull"]
+    there = dataclasses.replace(pulled, written_files=0, unchanged_files=3)
+    out = run("pull", MODEL, pull=there).out
+    assert "3 (0 written, 3 already there)" in out
+    assert "B/s" not in out
+
+
 def test_pull_passes_folder_globs_force_and_verification_on(run: Run) -> None:
     ran = run("pull", MODEL, "out", "--include", "*.json", "--include", "*.txt", "--force", "--verify", "digest")
     options = {"include": ["*.json", "*.txt"], "force": True, "verify": "digest"}

@@ -140,7 +140,7 @@ def pull(
             progress=progress,
         )
     _warn_of_damage(session, report.load)
-    rate = report.bytes / report.load.seconds if report.load.seconds else 0.0
+    reading = f"{human_duration(report.load.seconds)}, {human_rate(report.load.rate_bytes_per_s)}"
 
     def blocks() -> list[Block]:
         written = f"{report.written_files:,} written, {report.unchanged_files:,} already there"
@@ -150,7 +150,7 @@ def pull(
                     ("pulled", f"{spec} to {report.destination}"),
                     ("files", f"{report.files:,} ({written})"),
                     ("bytes", human_size(report.bytes)),
-                    ("time", f"{human_duration(report.load.seconds)}, {human_rate(rate)}"),
+                    ("time", reading if report.written_files else None),,  # nothing was read otherwise
                 ]
             )
         ]
