@@ -105,14 +105,12 @@ def _check_box(box: Box, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         raise Format(
             f"tensor {tensor.name!r} of {box.file.path!r} has strides {tensor.strides} for shape {tensor.shape}"
         )
-    whole = box.sizes == shape and not any(box.starts)  # nearly all boxes, and there may be 60,000
-    fits = whole or (
-        len(box.starts) == len(box.sizes) == len(shape)
-        and all(
+    fits = len(box.starts) == len(box.sizes) == len(shape)
+    if fits and (box.sizes != shape or any(box.starts)):  # most boxes are whole tensors, and there may be 60,000
+        fits = all(
             start >= 0 and size >= 0 and start + size <= full
             for start, size, full in zip(box.starts, box.sizes, shape, strict=True)
         )
-    )
     if not fits:
         raise InvalidInput(
             f"box of starts {box.starts} and sizes {box.sizes} does not lie in {tensor.name!r} of shape {shape}"

@@ -32,11 +32,14 @@ class PartImage:
 
 
 class ScratchPool:
-    """Scratch memory that is used again, because fresh pages cost as much as reading into them. Thread safe."""
+    """Scratch memory that is used again, because fresh pages cost as much as reading into them. Thread safe.
 
-    def __init__(self, keep_bytes: int) -> None:
-        self._keep = keep_bytes
-        self._kept = 0
+    What is in use and what is kept for later stay under the limit together, as long as what is in use does.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._total = 0
         self._free: list[memoryview] = []
         self._lock = threading.Lock()
 
@@ -45,17 +48,19 @@ class ScratchPool:
         with self._lock:
             fitting = [i for i, buffer in enumerate(self._free) if len(buffer) >= size_bytes]
             if size_bytes >= _POOLED_BYTES and fitting:
-                buffer = self._free.pop(min(fitting, key=lambda i: len(self._free[i])))
-                self._kept -= len(buffer)
-                return buffer
+                return self._free.pop(min(fitting, key=lambda i: len(self._free[i])))
+            self._total += size_bytes
+            while self._free and self._total > self._limit:
+                self._total -= len(self._free.pop(0))
         return allocate(size_bytes)
 
     def give(self, buffer: memoryview) -> None:
         """Take a buffer back; nobody may use it any more."""
         with self._lock:
-            if len(buffer) >= _POOLED_BYTES and self._kept + len(buffer) <= self._keep:
+            if len(buffer) >= _POOLED_BYTES and self._total <= self._limit:
                 self._free.append(buffer)
-                self._kept += len(buffer)
+            else:
+                self._total -= len(buffer)
 
 
 def lay_out(

@@ -176,7 +176,7 @@ class _Load:
     def run(self, reads: Sequence[PartRead], direct: Callable[[Piece], memoryview | None], deliver: Deliver) -> None:
         reading = Reading(
             judge=Judge(self._parts),
-            scratch=ScratchPool(self._limit // 2),
+            scratch=ScratchPool(self._limit),
             verify=self._verify,
             part_sizes=self._parts.sizes,
             direct=direct,
@@ -223,12 +223,14 @@ class _Load:
             needs[read.part] = needs.get(read.part, 0) + read.end - read.start
         copies = {part: self._parts.sources.get(part, ()) for part in needs}
         usable = {part: [each for each in copies[part] if each.device in self._parts.devices] for part in needs}
-        devices = {part: [each.device for each in usable[part]] for part in needs}
+        trusted = {part: [each for each in usable[part] if not each.suspect] or usable[part] for part in needs}
+        devices = {part: [each.device for each in trusted[part]] for part in needs}
         self._choice = choose_copies(needs, devices, self._parts.rates)
         for read in reads:
             sources = usable[read.part]
             if (chosen := self._choice.copies.get(read.part)) is not None:
-                sources = [sources[chosen], *sources[:chosen], *sources[chosen + 1 :]]
+                first = trusted[read.part][chosen]
+                sources = [first, *(each for each in sources if each is not first)]
             absent = [
                 Failure(each, "unreachable", "is not reachable")
                 for each in copies[read.part]

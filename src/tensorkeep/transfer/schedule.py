@@ -225,7 +225,7 @@ class Scheduler:
             job.sources = []
             self._fail(self._no_copy_left(job))
             return
-        source = usable[0] if first else min(usable, key=self._time_left)
+        source = usable[0] if first else min(usable, key=lambda each: (each.suspect, self._time_left(each)))
         job.sources = [other for other in usable if other is not source]
         queue = self.queues[source.device]
         queue.waiting_bytes += job.size_bytes

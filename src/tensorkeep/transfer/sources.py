@@ -11,7 +11,8 @@ from tensorkeep.records.checks import Checks
 class PartSource:
     """A whole copy of a part: ``length`` bytes from ``offset`` of the object ``name`` on the device with id ``device``.
 
-    ``location`` is the catalog's row, handed back in reports.
+    ``location`` is the catalog's row, handed back in reports. A ``suspect`` copy (found bad before) is read only when a part
+    has no other left: its damage may have been the cable's, or lie in another block.
     """
 
     location: int
@@ -19,6 +20,7 @@ class PartSource:
     name: str
     offset: int = 0
     length: int
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

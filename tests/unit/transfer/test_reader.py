@@ -149,6 +149,23 @@ def test_a_copy_whose_length_the_catalog_has_wrong_is_not_read() -> None:
     assert not world.devices["d0"].reads
 
 
+def test_a_suspect_copy_is_read_only_when_no_other_is_left() -> None:
+    world = make_world(make_parts(1), copies=3, devices=3)
+    world.flip("d0", 0, 0)
+    table = world.table()
+    first, second, third = table.sources[0]
+    table = replace(table, sources={0: [first, replace(second, suspect=True), third]})
+    requests = [PartRange(0, 0, PART)]
+    got: list[bytes] = []
+    read_parts(requests, lambda _, data: got.append(bytes(data)), parts=table, runtime=Runtime())
+    assert got == world.parts
+    assert [len(world.devices[device].reads) for device in ("d0", "d1", "d2")] == [1, 0, 1]
+    world.flip("d2", 0, 0)
+    read_parts(requests, lambda _, data: got.append(bytes(data)), parts=table, runtime=Runtime())
+    assert got == world.parts * 2
+    assert len(world.devices["d1"].reads) == 1
+
+
 def test_missing_everywhere_is_not_enough_copies() -> None:
     world = make_world(make_parts(1))
     world.devices["d0"].objects.clear()
