@@ -150,7 +150,7 @@ def pull(
                     ("pulled", f"{spec} to {report.destination}"),
                     ("files", f"{report.files:,} ({written})"),
                     ("bytes", human_size(report.bytes)),
-                    ("time", reading if report.written_files else None),,  # nothing was read otherwise
+                    ("time", reading if report.written_files else None),  # nothing was read otherwise
                 ]
             )
         ]
