@@ -11,7 +11,7 @@ from tensorkeep.catalog import rules
 from tensorkeep.catalog.chain import ChainEnd, extend, next_row
 from tensorkeep.catalog.protocol import DeviceHead, JournalRow, Location, ObjectKey
 from tensorkeep.errors import NotFound
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.history import (
     Change,
     ModelFacts,
@@ -164,9 +164,9 @@ class MemoryState:
 
     def copies_owed(self, key: ObjectKey) -> int:
         """Return the most copies that versions ask of an object; 0 where none refers to it."""
-        active = sum(facts.state == "active" for facts in self.devices.values())
+        counted = len(counted_devices(self.devices.values()))
         return max(
-            (rules.copies_owed(key.kind, v.facts.policy, active) for v in self.versions.values() if key in v.keys),
+            (rules.copies_owed(key.kind, v.facts.policy, counted) for v in self.versions.values() if key in v.keys),
             default=0,
         )
 

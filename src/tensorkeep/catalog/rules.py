@@ -37,10 +37,10 @@ class CopiesMissing(Exception):
         self.needed = Needed(keys=tuple(sorted(keys)))
 
 
-def copies_owed(kind: ObjectKind, policy: str, active_devices: int) -> int:
+def copies_owed(kind: ObjectKind, policy: str, counted_devices: int) -> int:
     """Return how many whole copies an object of a version with this policy owes."""
     parsed = parse_policy(policy)
-    return parsed.losses + 1 if kind is ObjectKind.PART else metadata_copies(parsed, active_devices)
+    return parsed.losses + 1 if kind is ObjectKind.PART else metadata_copies(parsed, counted_devices)
 
 
 def moment_before(now: datetime, seconds: float) -> str:

@@ -7,13 +7,9 @@ from sqlalchemy import ColumnElement, Connection, ScalarSelect, case, func, lite
 
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import chunks
+from tensorkeep.catalog.sql_rows import read_devices
+from tensorkeep.records.device import counted_devices
 from tensorkeep.records.naming import ObjectKind
-
-
-def count_active_devices(connection: Connection) -> int:
-    """Return how many devices are active."""
-    query = select(func.count()).select_from(schema.devices).where(schema.devices.c.state == "active")
-    return connection.execute(query).scalar_one()
 
 
 def owed_by_version(connection: Connection) -> ColumnElement[int]:
@@ -22,17 +18,17 @@ def owed_by_version(connection: Connection) -> ColumnElement[int]:
     Policies are few and text: each becomes a number here, so that the database only compares.
     """
     policies = connection.execute(select(schema.versions.c.policy).distinct()).scalars().all()
-    active = count_active_devices(connection)
+    counted = len(counted_devices(read_devices(connection)))
     kind, policy = schema.parts.c.kind, schema.versions.c.policy
     whens: list[tuple[Any, Any]] = []
     for text in policies:
         whens.append(
             (
                 (policy == text) & (kind == ObjectKind.PART.value),
-                literal(rules.copies_owed(ObjectKind.PART, text, active)),
+                literal(rules.copies_owed(ObjectKind.PART, text, counted)),
             )
         )
-        whens.append((policy == text, literal(rules.copies_owed(ObjectKind.MANIFEST, text, active))))
+        whens.append((policy == text, literal(rules.copies_owed(ObjectKind.MANIFEST, text, counted))))
     return case(*whens, else_=literal(0)) if whens else literal(0)
 
 

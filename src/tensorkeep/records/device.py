@@ -4,6 +4,7 @@
 so that a torn or damaged identity is never believed.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -39,6 +40,12 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth: int | None = None
     rate_limit: int | None = None
     untrusted: bool = False
+
+
+def counted_devices(devices: Iterable[DeviceFacts]) -> list[DeviceFacts]:
+    """Return the devices whose copies of metadata count: the active durable ones, or all active ones where none is durable."""
+    active = [facts for facts in devices if facts.state == "active"]
+    return [facts for facts in active if facts.durability == "durable"] or active
 
 
 class DeviceIdentity(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tensorkeep.catalog.protocol import Catalog, JournalRow
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import NotEnoughCopies, TensorkeepError
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.naming import JournalName, parse_physical_name, physical_name
 from tensorkeep.records.redundancy import metadata_copies, parse_policy
 from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
@@ -27,9 +27,7 @@ def new_ulid(runtime: Runtime) -> str:
 
 def owed_devices(devices: Sequence[DeviceFacts], policy: str) -> int:
     """Return how many devices an entry must be on: as many as a manifest owes, of the durable ones where there are any."""
-    active = [facts for facts in devices if facts.state == "active"]
-    durable = [facts for facts in active if facts.durability == "durable"]
-    count = len(durable) or len(active)
+    count = len(counted_devices(devices))
     return metadata_copies(parse_policy(policy), count) if count else 0
 
 
@@ -105,9 +103,7 @@ def entry_name(row: JournalRow, ulid: str) -> str:
 
 def _check_copies(catalog: Catalog, seq: int, owed: int, failures: Sequence[str]) -> None:
     flushed = catalog.flushed()
-    active = [facts for facts in catalog.list_devices() if facts.state == "active"]
-    durable = [facts for facts in active if facts.durability == "durable"] or active
-    have = sum(flushed.get(facts.id, 0) >= seq for facts in durable)
+    have = sum(flushed.get(facts.id, 0) >= seq for facts in counted_devices(catalog.list_devices()))
     if have < owed:
         raise NotEnoughCopies(
             f"committed, not yet on devices: journal entry {seq} is on {have} of the {owed} devices it owes"

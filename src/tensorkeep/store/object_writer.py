@@ -48,11 +48,19 @@ class ObjectWriter:
     """Writes the objects of one push session. Thread safe; several batches may be under way at once."""
 
     def __init__(
-        self, context: StoreContext, session: str, pool: WorkerPool, *, down: Sequence[str], allow_degraded: bool
+        self,
+        context: StoreContext,
+        session: str,
+        pool: WorkerPool,
+        *,
+        down: Sequence[str],
+        allow_soft: bool,
+        allow_degraded: bool,
     ) -> None:
         self._context = context
         self._session = session
         self._pool = pool
+        self._allow_soft = allow_soft
         self._allow_degraded = allow_degraded
         self._lock = threading.Lock()
         self._down = set(down)
@@ -77,7 +85,9 @@ class ObjectWriter:
     def _write_round(self, objects: list[NewObject]) -> list[NewObject]:
         runtime = self._context.runtime
         requests = [self._request(new, new_ulid(runtime)) for new in objects]
-        answers = self._context.catalog.stage(self._session, requests, down=sorted(self._down))
+        answers = self._context.catalog.stage(
+            self._session, requests, down=sorted(self._down), allow_soft=self._allow_soft
+        )
         runtime.failpoints.hit("push.staged")
         uploads: dict[str, list[tuple[NewObject, Location]]] = {}
         for new, answer in zip(objects, answers, strict=True):

@@ -13,7 +13,7 @@ from tensorkeep.catalog.protocol import CommitRequest, Committed, Needed, Object
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotEnoughCopies, Unavailable
 from tensorkeep.planning.placement import DeviceShare, PartToPlace, check_policy, place_parts
 from tensorkeep.planning.splitting import PlannedPart
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.history import ModelFacts, VersionFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.names import ModelName, check_ref_name, parse_model_name, parse_revision
@@ -73,7 +73,7 @@ class _Target:
 
     @property
     def metadata_copies(self) -> int:
-        return metadata_copies(self.policy, len(self.devices))
+        return metadata_copies(self.policy, len(counted_devices(self.devices)))
 
 
 def push(
@@ -109,7 +109,14 @@ def push(
             context.runtime.workers.open_pool(_WRITERS, "write") as pool,
             context.runtime.workers.open_pool(_WRITERS, "batch") as batches,
         ):
-            writer = ObjectWriter(context, session, pool, down=target.down, allow_degraded=options.allow_degraded)
+            writer = ObjectWriter(
+                context,
+                session,
+                pool,
+                down=target.down,
+                allow_soft=options.allow_soft,
+                allow_degraded=options.allow_degraded,
+            )
             work = _Push(
                 context, session, target, options, plan, base, writer, ByteProgress(progress, "push", plan.total_bytes)
             )
