@@ -12,7 +12,6 @@ This module is the whole public API and a door: only here and in the command lin
 ``import tensorkeep`` costs nothing until something is used.
 """
 
-import getpass
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -188,6 +187,8 @@ def _cache_root() -> Path:
 
 
 def _user() -> str:
+    import getpass  # noqa: PLC0415 - imports are lazy
+
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):

@@ -164,8 +164,9 @@ def check_ref_move(*, kind: str, name: str, present: str | None, expected: str |
     if new is None and present is None:
         raise NotFound(f"there is no {kind} {name!r} to delete", ref=name)
     if expected is None and new is not None:
+        remedy = "move it instead" if kind == "branch" else "delete it first: tags don't move"
         raise AlreadyExists(
-            f"the {kind} {name!r} exists and points at version {present}: choose another name, or move it",
+            f"the {kind} {name!r} exists and points at version {present}: choose another name, or {remedy}",
             ref=name,
             version=present,
         )

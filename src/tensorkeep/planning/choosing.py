@@ -35,8 +35,7 @@ def choose_split(
     Raises:
         InvalidInput: the method is unknown, or the part size is no whole number of MiB from 1 to 64.
     """
-    if part_size is not None:
-        check_part_size(part_size)
+    check_split(requested, part_size)
     method, why_method = _choose_method(files, requested, parent)
     if part_size is not None:
         return Choice(method, part_size, f"{why_method}; parts of {_mib(part_size)} were asked for")
@@ -50,6 +49,18 @@ def choose_split(
     total = sum(file.size_bytes for file in files)
     size = auto_part_size(total, device_count)
     return Choice(method, size, f"{why_method}; {_why_size(total, device_count, size)}")
+
+
+def check_split(requested: str, part_size: int | None) -> None:
+    """Return if a method and a part size can be asked for: known before any file is read.
+
+    Raises:
+        InvalidInput: the method is unknown, or the part size is no whole number of MiB from 1 to 64.
+    """
+    if part_size is not None:
+        check_part_size(part_size)
+    if requested != AUTO:
+        get_method(requested)
 
 
 def auto_part_size(total_bytes: int, device_count: int) -> int:

@@ -80,13 +80,13 @@ def decode_identity(data: bytes, *, device: str) -> DeviceIdentity:
         raise Integrity(f"{IDENTITY_NAME} of device {device} is damaged: its checksum does not fit", device=device)
     what = f"{IDENTITY_NAME} of device {device}"
     # The version alone first: a newer layout may have other fields, and its user must be told to upgrade.
-    head = decode_canonical(body, _Head, what=what)
-    if head.layout > LAYOUT_VERSION:
+    newest = decode_canonical(body, _Head, what=what)
+    if newest.layout > LAYOUT_VERSION:
         raise Format(
-            f"device {device} has layout version {head.layout}, this tensorkeep knows {LAYOUT_VERSION}: "
+            f"device {device} has layout version {newest.layout}, this tensorkeep knows {LAYOUT_VERSION}: "
             "upgrade tensorkeep",
             device=device,
-            layout=head.layout,
+            layout=newest.layout,
         )
     identity = decode_canonical(body, DeviceIdentity, what=what)
     parse_ulid(identity.store, what="store id")

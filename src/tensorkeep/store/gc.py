@@ -4,7 +4,7 @@ Safety never asks a clock: a row is condemned in a transaction that commits cann
 are never used again, and a device that can't be reached keeps its rows. The grace is for readers with open plans.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tensorkeep.catalog.protocol import Location
@@ -35,7 +35,12 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport
         context.runtime.failpoints.hit("gc.condemned")
         _delete_condemned(context, sweep, grace_s)
         swept = _sweep_unfinished(context, grace_s)
-    waiting = list(_all_condemned(context))
+    waiting = list(_condemned(context, grace_s=0.0))
+    if dry_run:
+        # What a real run would find condemned long enough: old rows, and new ones where there is no grace.
+        due = list(_condemned(context, grace_s=grace_s))
+        sweep.deleted = len(due) + (summary.locations if grace_s <= 0 else 0)
+        sweep.deleted_bytes = sum(row.length for row in due) + (summary.bytes if grace_s <= 0 else 0)
     return GcReport(
         dry_run=dry_run,
         condemned=summary.locations,
@@ -49,15 +54,13 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport
     )
 
 
-def _all_condemned(context: StoreContext) -> list[Location]:
-    found: list[Location] = []
+def _condemned(context: StoreContext, *, grace_s: float) -> Iterator[Location]:
     after = 0
     while page := context.catalog.list_condemned(
-        grace_s=0.0, now=context.runtime.clock.now(), after=after, limit=_PAGE
+        grace_s=grace_s, now=context.runtime.clock.now(), after=after, limit=_PAGE
     ):
-        found += page
+        yield from page
         after = page[-1].id
-    return found
 
 
 def _delete_condemned(context: StoreContext, sweep: _Sweep, grace_s: float) -> None:

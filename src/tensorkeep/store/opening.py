@@ -20,6 +20,7 @@ from tensorkeep.errors import (
     TensorkeepError,
     Unavailable,
 )
+from tensorkeep.records.layout import JOURNAL_SNAPSHOT_EVERY
 from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
@@ -55,8 +56,12 @@ def open_folder(
     create: bool = True,
     exist_ok: bool = True,
     opener: DeviceOpener = open_by_facts,
+    snapshot_every: int = JOURNAL_SNAPSHOT_EVERY,
 ) -> StoreContext:
     """Return the store in a folder; one is made where the folder is missing or empty.
+
+    ``opener`` and ``snapshot_every`` (entries between two snapshots of the journal) are for tests: other devices than the
+    catalog's rows describe, and a history that is trimmed soon.
 
     Raises:
         AlreadyExists: there is one and ``exist_ok`` is False.
@@ -72,7 +77,7 @@ def open_folder(
     else:
         raise NotFound(f"{folder} is no store: `tensorkeep init` makes one", store=str(folder))
     read_only = not os.access(folder, os.W_OK) or not os.access(folder / CATALOG_FILE, os.W_OK)
-    catalog = open_catalog(catalog_url(folder), runtime=runtime, read_only=read_only)
+    catalog = open_catalog(catalog_url(folder), runtime=runtime, read_only=read_only, snapshot_every=snapshot_every)
     cache = cache_root / catalog.info().store if cache_root else None
     fleet = Fleet(catalog, runtime=runtime, opener=opener)
     return StoreContext(catalog, fleet, runtime, folder, cache, read_only=read_only, user=user)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tensorkeep.catalog.protocol import CommitRequest, Committed, Needed, ObjectKey
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotEnoughCopies, Unavailable
+from tensorkeep.planning.choosing import check_split
 from tensorkeep.planning.placement import DeviceShare, PartToPlace, check_policy, place_parts
 from tensorkeep.planning.splitting import PlannedPart
 from tensorkeep.records.device import DeviceFacts, counted_devices
@@ -86,6 +87,7 @@ def push(
     """Store a source as a new version of a model and return the version; see `Store.push`."""
     started_s = context.runtime.clock.monotonic_s()
     failpoints = context.runtime.failpoints
+    check_split(options.split, options.part_size)
     sources = open_sources(source)
     target = _find_target(context, parse_model_name(model), options)
     base = _open_base(context, target, options)

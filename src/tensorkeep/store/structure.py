@@ -109,11 +109,17 @@ def part_table(
 
 
 def _sources(locations: Sequence[Location]) -> list[PartSource]:
-    # Copies marked bad come last: they are tried before a load is given up, because a read error may have been the cable's.
-    ordered = sorted(locations, key=lambda location: location.state == "bad")
+    # Copies marked bad are read only when no other is left: a read error may have been the cable's.
     return [
-        PartSource(location=loc.id, device=loc.device, name=loc.name, offset=loc.offset, length=loc.length)
-        for loc in ordered
+        PartSource(
+            location=loc.id,
+            device=loc.device,
+            name=loc.name,
+            offset=loc.offset,
+            length=loc.length,
+            suspect=loc.state == "bad",
+        )
+        for loc in locations
         if loc.form == "raw"
     ]
 

@@ -22,9 +22,9 @@ from tensorkeep.runtime import Runtime
 from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import Deliver, Failure, Reading, ReadJob
-from tensorkeep.transfer.report import DeviceLoad, LoadReport, Verify
+from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport, Verify
 from tensorkeep.transfer.schedule import Scheduler, longest_read_bytes
-from tensorkeep.transfer.sources import PartTable
+from tensorkeep.transfer.sources import PartSource, PartTable
 from tensorkeep.transfer.verification import Judge
 
 MEMORY_LIMIT_BYTES = 256 * MIB
@@ -161,6 +161,7 @@ class _Load:
         self._stopped = False
         self._choice = CopyChoice({}, {}, {})
         self._scheduler: Scheduler | None = None
+        self._needed_parts: tuple[int, ...] = ()
         self.bytes_needed = 0
 
     def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False) -> list[PartRead]:
@@ -212,15 +213,30 @@ class _Load:
                 )
                 for queue in queues
             ),
-            damaged=tuple(self._scheduler.damaged.values()),
+            damaged=(*self._scheduler.damaged.values(), *self._find_absent()),
             retried=self._scheduler.retried,
             verify=self._verify,
         )
+
+    def _find_absent(self) -> Iterable[Damage]:
+        """Yield one note for each device that can't be reached and has copies of parts of this load."""
+        first: dict[str, tuple[int, PartSource]] = {}
+        counts: dict[str, int] = {}
+        for part in self._needed_parts:
+            for source in self._parts.sources.get(part, ()):
+                if source.device not in self._parts.devices:
+                    first.setdefault(source.device, (part, source))
+                    counts[source.device] = counts.get(source.device, 0) + 1
+        for device, (part, source) in first.items():
+            reason = f"can't be reached; it has copies of {counts[device]} parts of this load"
+            name = self._parts.device_name(device)
+            yield Damage(source.location, part, device, name, reason, "unreachable", confirmed=False)
 
     def _jobs(self, reads: Sequence[PartRead]) -> Iterable[ReadJob]:
         needs: dict[int, int] = {}
         for read in reads:
             needs[read.part] = needs.get(read.part, 0) + read.end - read.start
+        self._needed_parts = tuple(needs)
         copies = {part: self._parts.sources.get(part, ()) for part in needs}
         usable = {part: [each for each in copies[part] if each.device in self._parts.devices] for part in needs}
         trusted = {part: [each for each in usable[part] if not each.suspect] or usable[part] for part in needs}
