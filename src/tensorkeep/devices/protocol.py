@@ -36,7 +36,11 @@ class Device(Protocol):
         """Whether what `flush` returned for survives a power cut (``durable``) or may not (``soft``)."""
 
     def prepare(self) -> None:
-        """Make what the layout needs before the first object (folders), durably. Idempotent."""
+        """Make what the layout needs before the first object (folders), durably. Idempotent.
+
+        Only for a device that is being added. In a place that is not prepared every call about objects may raise
+        `Unavailable` (``reason="not_prepared"``), listings too: an empty mount point looks the same. `read_identity` answers.
+        """
 
     def read_identity(self) -> bytes | None:
         """Return the bytes of ``tensorkeep.json``, or None where the device answers and has none."""
