@@ -17,9 +17,9 @@ INTERRUPTED = 130
 
 
 def _import_everything() -> None:
-    """Import every module, so that an error class hidden in any of them is seen."""
+    """Import every module, so that an error class hidden in any of them is seen; only Alembic can run its own scripts."""
     for module in pkgutil.walk_packages(tensorkeep.__path__, "tensorkeep."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and ".migrations." not in module.name:
             importlib.import_module(module.name)
 
 
