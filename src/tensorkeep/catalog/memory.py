@@ -310,6 +310,10 @@ class MemoryCatalog:
         first = flushed + 1 if flushed and flushed + 1 >= oldest else max(state.end.last_snapshot, 1)
         return [row for row in state.journal if row.seq >= first][:limit]
 
+    def journal_rows(self) -> list[JournalRow]:
+        """Return every entry that the catalog keeps, oldest first."""
+        return list(self._state.journal)
+
     def record_flushed(self, device: str, seq: int) -> None:
         """Note that a device durably holds every entry up to this seq."""
         with self._write() as state:
