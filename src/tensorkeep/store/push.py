@@ -122,6 +122,7 @@ def push(
             work = _Push(
                 context, session, target, options, plan, base, writer, ByteProgress(progress, "push", plan.total_bytes)
             )
+            work.progress.count(sum(file.size_bytes for file in plan.kept.values()))  # known, so not read again
             result = read_sources(
                 plan, work.store_batch, workers=context.runtime.workers, pool=batches, count=work.progress.count
             )
