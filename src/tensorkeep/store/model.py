@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -131,7 +131,7 @@ class Model:
         report = read_boxes(
             boxes,
             parts=table,
-            verify=verify or default_verify(context),
+            verify=choose_verify(context, verify),
             deadline_s=deadline_s,
             memory_limit_bytes=memory_limit_bytes or DEFAULT_MEMORY_LIMIT_BYTES,
             runtime=context.runtime,
@@ -228,8 +228,17 @@ class _TensorMap(Mapping[str, TensorInfo]):
         return len(self._named)
 
 
-def default_verify(context: StoreContext) -> Verify:
-    """Return how loads verify: whole digests where any active device is marked untrusted, else blocks."""
+def choose_verify(context: StoreContext, wanted: Verify | None) -> Verify:
+    """Return how a load verifies: as wanted; else whole digests where any active device is marked untrusted, else blocks.
+
+    Raises:
+        InvalidInput: there is no such way; an unknown one must never mean "not at all".
+    """
+    if wanted is not None:
+        if wanted not in get_args(Verify):
+            known = ", ".join(map(repr, get_args(Verify)))
+            raise InvalidInput(f"{wanted!r} is no way to verify: use one of {known}", verify=wanted)
+        return wanted
     devices = context.catalog.list_devices()
     return "digest" if any(f.untrusted and f.state == "active" for f in devices) else "blocks"
 

@@ -23,7 +23,7 @@ from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.journal import new_ulid
-from tensorkeep.store.model import DEFAULT_MEMORY_LIMIT_BYTES, default_verify
+from tensorkeep.store.model import DEFAULT_MEMORY_LIMIT_BYTES, choose_verify
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reports import ProgressCallback
 from tensorkeep.store.structure import open_checks, part_table
@@ -68,11 +68,12 @@ def pull_files(
     progress: ProgressCallback | None,
 ) -> PullReport:
     """Write a version's files under a folder; see `Store.pull`."""
+    how = choose_verify(context, verify)
     chosen = _select(manifest, include)
-    todo = _find_missing(chosen, destination, force=force)
-    checks = open_checks(context, version, manifest)
     targets: list[_Target] = []
     try:
+        todo = _find_missing(chosen, destination, force=force)
+        checks = open_checks(context, version, manifest)
         for file in todo:  # one by one, so that the files made before a failure are cleaned up
             targets.append(_open_target(context, file, destination))  # noqa: PERF401
         ranges, places = _ranges(targets)
@@ -91,7 +92,7 @@ def pull_files(
                 {r.part for r in ranges},
                 confirm_checks=lambda: confirm_checks(context, version, manifest),
             ),
-            verify=verify or default_verify(context),
+            verify=how,
             deadline_s=deadline_s,
             memory_limit_bytes=DEFAULT_MEMORY_LIMIT_BYTES,
             runtime=context.runtime,
@@ -151,9 +152,10 @@ def _same(path: Path, file: File) -> bool:
 
 def _open_target(context: StoreContext, file: File, destination: Path) -> _Target:
     path = destination / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.parent.resolve().is_relative_to(destination.resolve()):
+    # Before any folder is made: a link would have it made outside.
+    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(destination)):
         raise InvalidInput(f"{path} leads outside {destination} through a link: remove the link", path=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tensorkeep-{new_ulid(context.runtime)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -211,6 +213,6 @@ def _translate(error: OSError, destination: Path | None) -> TensorkeepError:
         return Capacity(f"{where} is full: free space or pull somewhere else")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDenied(f"{where} can't be written: {error.strerror}")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG):
         return InvalidInput(f"{where}: {error.strerror}")
     return Unavailable(f"{where}: {error.strerror}")
