@@ -33,12 +33,14 @@ def add_device(
     canonical = normalize_url(url)
     present = context.catalog.list_devices()
     for facts in present:
-        if facts.state == "active" and (facts.name.casefold() == name.casefold() or facts.url == canonical):
+        if facts.name.casefold() == name.casefold():
             raise AlreadyExists(
-                f"device {facts.name} is at {facts.url} already: choose another name and place", device=name
+                f"device {facts.name} exists ({facts.url}, {facts.state}): choose another name", device=name
             )
+        if facts.url == canonical and facts.state == "active":
+            raise AlreadyExists(f"{facts.url} is the device {facts.name} already: choose another place", device=name)
     device = open_device(canonical, runtime=context.runtime, rate_limit_bytes_per_s=rate_limit)
-    _check_place(context, name, canonical, device, {facts.id for facts in present})
+    _claim_place(context, name, canonical, device, {facts.id for facts in present})
     device.prepare()
     measured = bandwidth or measure_bandwidth(device, runtime=context.runtime)
     facts = DeviceFacts(
@@ -80,11 +82,9 @@ def lose_device(context: StoreContext, name: str) -> DeviceFacts:
     return new
 
 
-def _check_place(context: StoreContext, name: str, url: str, device: Device, known: set[str]) -> None:
-    """Return if a place is free to become a device: nothing there, or an identity of ours that never got into the catalog."""
-    if not _answers(device):
-        return
-    data = device.read_identity()
+def _claim_place(context: StoreContext, name: str, url: str, device: Device, known: set[str]) -> None:
+    """Return if a place is free to become a device, prepared: nothing there, or an identity of ours that no catalog knows."""
+    data = _find_identity(device)
     if data is not None:
         identity = decode_identity(data, device=name)
         if identity.store != context.catalog.info().store:
@@ -98,14 +98,15 @@ def _check_place(context: StoreContext, name: str, url: str, device: Device, kno
                 url=url,
             )
         return
+    # Only now: a place without the layout's folders can't be listed, and one with an identity must not be touched.
+    device.prepare()
     if next(device.iter_objects(""), None) is not None:
         raise InvalidInput(f"{url} holds objects but no {IDENTITY_NAME}: give an empty folder", device=name, url=url)
 
 
-def _answers(device: Device) -> bool:
-    """Return whether the place is there already; `prepare` makes a folder that is not."""
+def _find_identity(device: Device) -> bytes | None:
+    """Return a place's identity, or None where it has none or is not there yet."""
     try:
-        device.read_identity()
+        return device.read_identity()
     except Unavailable:
-        return False
-    return True
+        return None

@@ -22,7 +22,7 @@ from tensorkeep.transfer.memory import allocate
 
 LANES = 2
 LANE_BYTES = 124 * MIB
-_BATCH_BYTES = 32 * MIB
+_BATCH_BYTES = 56 * MIB
 _SCRATCH_BYTES = 4 * MIB
 
 
