@@ -100,6 +100,11 @@ class Fleet:
                 device=facts.name,
             )
 
+    def recheck(self) -> None:
+        """Check every identity again at its next use: disks come and go while a process lives."""
+        with self._lock:
+            self._checked.clear()
+
     def forget(self, device_id: str) -> None:
         """Close what is known of a device, so that its next use opens and checks it again."""
         with self._lock:

@@ -28,6 +28,7 @@ class _Sweep:
 
 def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport:
     """Condemn, delete, drop; or say what that would do. See `Store.gc`."""
+    context.fleet.recheck()
     catalog, clock = context.catalog, context.runtime.clock
     summary = catalog.condemn(grace_s=grace_s, dry_run=dry_run, heads=context.fleet.heads(), now=clock.now())
     sweep, swept = _Sweep(), 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tensorkeep.catalog.protocol import CommitRequest, Committed, Needed, ObjectKey
+from tensorkeep.catalog.protocol import CommitRequest, Committed, Location, Needed, ObjectKey
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotEnoughCopies, Unavailable
 from tensorkeep.planning.choosing import check_split
 from tensorkeep.planning.placement import DeviceShare, PartToPlace, check_policy, place_parts
@@ -237,12 +237,8 @@ class _Push:
     def _heal_kept(self, assembled: AssembledVersion, result: ReadResult) -> None:
         """Give parts that are kept from the base the copies they owe, from a good copy."""
         read = {fact.digest for fact in result.parts.values()}
-        kept = {
-            ObjectKey(ObjectKind.PART, fact.digest): self._target.copies
-            for fact in assembled.parts
-            if fact.digest not in read
-        }
-        self._heal(kept)
+        kept = [ObjectKey(ObjectKind.PART, fact.digest) for fact in assembled.parts if fact.digest not in read]
+        self._heal(kept, self._target.copies)
 
     def _heal_head(self, head: VersionFacts) -> None:
         """Give the objects that describe the head the copies they owe."""
@@ -251,17 +247,23 @@ class _Push:
             ObjectKey(ObjectKind.CHECKS, bytes.fromhex(head.checks)),
             ObjectKey(ObjectKind.VERSION, bytes.fromhex(head.id)),
         )
-        self._heal(dict.fromkeys(keys, self._target.metadata_copies))
+        self._heal(keys, self._target.metadata_copies)
 
-    def _heal(self, owed: Mapping[ObjectKey, int]) -> None:
-        """Copy objects that have fewer reachable good copies than they owe, each from a good one, verified."""
-        found = self._context.catalog.locate(list(owed))
-        for key, copies in owed.items():
-            usable = {loc.device for loc in found.get(key, []) if loc.state in ("live", "stored")}
-            if len(usable - set(self._target.down)) < copies:
+    def _heal(self, keys: Sequence[ObjectKey], copies: int) -> None:
+        """Copy objects that have fewer reachable good copies than they owe, each from a good one, verified.
+
+        All are placed together, also those that lack nothing, so that a new device gets its share.
+        """
+        found = self._context.catalog.locate(keys)
+        objects = [_held_part(found.get(key, []), self._target.down) for key in keys]
+        if all(len(held.holders) >= copies for held in objects):
+            return
+        shares = _shares(self._context, self._target)
+        placed = place_parts(objects, shares, copies=min(copies, len(shares)))
+        for key, held, candidates in zip(keys, objects, placed, strict=True):
+            if len(held.holders) < copies:
                 data = read_object(self._context, key)
-                new = NewObject(key, data, len(data), copies, self._any_device, model=self._target.model.id)
-                self._writer.write([new])
+                self._writer.write([NewObject(key, data, len(data), copies, candidates, model=self._target.model.id)])
 
     def _make_record(self, assembled: AssembledVersion) -> tuple[VersionFacts, bytes]:
         target, options = self._target, self._options
@@ -350,7 +352,7 @@ class _Push:
                 continue
             index = planned.get(key.digest)
             if index is None:
-                self._heal({key: self._target.copies})
+                self._heal([key], self._target.copies)
                 continue
             part = self._plan.split.parts[index]
             assert isinstance(part, PlannedPart)
@@ -376,6 +378,7 @@ def _find_target(context: StoreContext, name: ModelName, options: PushOptions) -
     policy = options.policy
     if policy is None:
         policy = parse_policy(found.policy if found is not None and found.policy else context.catalog.info().policy)
+    context.fleet.recheck()
     members = context.fleet.members()
     down = tuple(member.facts.id for member in members if not member.writable)
     _check_devices(members, policy, options)
@@ -431,6 +434,24 @@ def _open_base(context: StoreContext, target: _Target, options: PushOptions) -> 
 
 
 def _place(context: StoreContext, plan: PushPlan, target: _Target) -> dict[int, tuple[str, ...]]:
+    """Return for each planned part the devices that should take it, best first."""
+    shares = _shares(context, target)
+    numbers = [index for index, part in enumerate(plan.split.parts) if isinstance(part, PlannedPart)]
+    parts = [plan.split.parts[index] for index in numbers]
+    wanted = [PartToPlace(part.size_bytes, part.layer) for part in parts if isinstance(part, PlannedPart)]
+    placed = place_parts(wanted, shares, copies=min(target.copies, len(shares)))
+    return dict(zip(numbers, placed, strict=True))
+
+
+def _held_part(locations: Sequence[Location], down: Sequence[str]) -> PartToPlace:
+    """Return an object with the devices that keep a good copy of it and can be reached."""
+    good = {location.device for location in locations if location.state in ("live", "stored")}
+    size = max((location.length for location in locations), default=0)
+    return PartToPlace(size, None, frozenset(good.difference(down)))
+
+
+def _shares(context: StoreContext, target: _Target) -> list[DeviceShare]:
+    """Return the devices that can be written now, with their bandwidth and room."""
     usage = {row.device: row.bytes for row in context.catalog.device_usage()}
     writable = context.fleet.writable()
     shares = []
@@ -443,11 +464,7 @@ def _place(context: StoreContext, plan: PushPlan, target: _Target) -> dict[int, 
             free = room if free is None else min(room, free)
         weight = float(min(facts.bandwidth or 1, facts.rate_limit or 1 << 62))
         shares.append(DeviceShare(facts.id, facts.zone, weight, free))
-    numbers = [index for index, part in enumerate(plan.split.parts) if isinstance(part, PlannedPart)]
-    parts = [plan.split.parts[index] for index in numbers]
-    wanted = [PartToPlace(part.size_bytes, part.layer) for part in parts if isinstance(part, PlannedPart)]
-    placed = place_parts(wanted, shares, copies=min(target.copies, len(shares)))
-    return dict(zip(numbers, placed, strict=True))
+    return shares
 
 
 def make_policy(replicas: int | None, erasure: str | None) -> Policy | None:

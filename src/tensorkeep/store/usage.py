@@ -35,6 +35,7 @@ def _choose(context: StoreContext, spec: str | None) -> list[tuple[str, str, int
 
 def list_devices(context: StoreContext) -> list[DeviceStatus]:
     """Return every device, lost ones too, with what it holds by the catalog and whether it can be used now."""
+    context.fleet.recheck()
     usage = {row.device: row for row in context.catalog.device_usage()}
     flushed = context.catalog.flushed()
     last = context.catalog.info().last_seq
