@@ -174,3 +174,36 @@ def test_erasure_coding_is_refused_by_this_version() -> None:
 def test_a_device_without_a_bandwidth_is_refused(weight: float) -> None:
     with pytest.raises(InvalidInput, match="d1"):
         place_parts([], fleet(1, weight), copies=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), devices=fleets(), sizes=st.lists(st.integers(1, 100), max_size=40))
+def test_who_keeps_a_part_comes_first_and_only_its_missing_copies_take_room(
+    data: st.DataObject, devices: list[DeviceShare], sizes: list[int]
+) -> None:
+    names = [device.id for device in devices]
+    zones = {device.id: device.zone for device in devices}
+    free = {device.id: math.inf if device.free_bytes is None else device.free_bytes for device in devices}
+    copies = data.draw(st.integers(1, len(devices)))
+    parts = [PartToPlace(size, None, data.draw(st.frozensets(st.sampled_from(names)))) for size in sizes]
+    for part, order in zip(parts, place_parts(parts, devices, copies=copies), strict=True):
+        assert sorted(order) == sorted(names), "every device once"
+        held = len(part.holders)
+        assert set(order[:held]) == part.holders
+        new = [name for name in order[held:] if free[name] >= part.size_bytes][: max(0, copies - held)]
+        taken = {zones[name] for name in part.holders}
+        untaken = {zones[name] for name in order[held:] if free[name] >= part.size_bytes} - taken
+        assert len({zones[name] for name in new} - taken) == min(len(new), len(untaken))
+        for name in new:
+            free[name] -= part.size_bytes
+    assert all(left >= 0 for left in free.values())
+
+
+def test_a_new_device_takes_the_copies_that_a_lost_one_had() -> None:
+    before = place_parts([PartToPlace(MIB, None)] * 300, fleet(1, 1, 1), copies=2)
+    left = [PartToPlace(MIB, None, frozenset(order[:2]) - {"d1"}) for order in before]
+    devices = [DeviceShare(name, name, 1, None) for name in ("d0", "d2", "d3")]
+    healed = [order[:2] for order in place_parts(left, devices, copies=2)]
+    assert Counter(name for order in healed for name in order) == pytest.approx(
+        {"d0": 200, "d2": 200, "d3": 200}, abs=2
+    )

@@ -28,18 +28,20 @@ class DeviceShare:
 
 @dataclass(frozen=True, slots=True)
 class PartToPlace:
-    """A new part: its size, and the layer that it belongs to (parts of a layer follow each other)."""
+    """A part to store: its size, the layer that it belongs to (parts of a layer follow each other), who keeps it already."""
 
     size_bytes: int
     layer: int | None
+    holders: frozenset[str] = frozenset()
 
 
 def place_parts(parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, copies: int) -> list[tuple[str, ...]]:
     """Return for each part all devices, best first: the first ``copies`` are the plan, the rest take over when one fails.
 
     No device is named twice for a part. The first copies are in different zones while enough zones have room, in all zones
-    where there are fewer. Devices without room for the part come last. The same input gives the same answer, in any order of
-    the devices.
+    where there are fewer. Devices without room for the part come last, holders first: what they keep counts as given to them
+    from the beginning, so a new device gets the copies that a lost one had. The same input gives the same answer, in any
+    order of the devices.
 
     Raises:
         InvalidInput: not that many devices, or a weight that is no positive number.
@@ -49,7 +51,11 @@ def place_parts(parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *,
         if not (math.isfinite(device.weight) and device.weight > 0):
             raise InvalidInput(f"device {device.id!r} has the weight {device.weight}: give it a bandwidth over 0")
     loads = [_Load(device) for device in sorted(devices, key=lambda device: device.id)]
-    return [_place(part.size_bytes, loads, copies) for part in parts]
+    by_id = {load.id: load for load in loads}
+    for part in parts:
+        for holder in part.holders & by_id.keys():
+            by_id[holder].given += part.size_bytes
+    return [_place(part, loads, copies) for part in parts]
 
 
 def check_policy(policy: Policy, devices: Sequence[DeviceShare]) -> None:
@@ -93,20 +99,29 @@ class _Load:
         self.free -= size
 
 
-def _place(size: int, loads: list[_Load], copies: int) -> tuple[str, ...]:
-    """Return all devices for one part, best first, and give its copies to the first ones that have room."""
+def _place(part: PartToPlace, loads: list[_Load], copies: int) -> tuple[str, ...]:
+    """Return all devices for one part, best first, and give its missing copies to the first ones that have room."""
+    size = part.size_bytes
+    holders = [load for load in loads if load.id in part.holders]
+    others = [load for load in loads if load.id not in part.holders]
     # Of devices that would be done at once, the one with more room: small models do not all go to the first of equals.
-    by_finish = sorted(loads, key=lambda load: ((load.given + size) / load.weight, -load.free))
-    with_room = _spread_zones([load for load in by_finish if load.free >= size])
+    by_finish = sorted(others, key=lambda load: ((load.given + size) / load.weight, -load.free))
+    taken = [load.zone for load in holders]
+    with_room = _spread_zones([load for load in by_finish if load.free >= size], taken)
     without = [load for load in by_finish if load.free < size]
-    for load in with_room[:copies]:
+    for load in with_room[: max(0, copies - len(holders))]:
         load.take(size)
-    return tuple(load.id for load in (*with_room, *without))
+    return tuple(load.id for load in (*holders, *with_room, *without))
 
 
-def _spread_zones(loads: list[_Load]) -> list[_Load]:
-    """Return the devices with the first of every zone before the second of any, each round in the given order."""
+def _spread_zones(loads: list[_Load], taken: Sequence[str]) -> list[_Load]:
+    """Return the devices with the first of every zone before the second of any, each round in the given order.
+
+    A zone has as many already as ``taken`` names it.
+    """
     rounds: dict[str, int] = {}
+    for zone in taken:
+        rounds[zone] = rounds.get(zone, -1) + 1
     ranked: list[tuple[int, int]] = []
     for position, load in enumerate(loads):
         rounds[load.zone] = rounds.get(load.zone, -1) + 1
