@@ -272,8 +272,9 @@ class StatusReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every device answers and every version has the copies it owes."""
-        return not self.short and not self.warnings and all(d.reachable for d in self.devices)
+        """Whether every device that is not given up answers, and every version has the copies it owes."""
+        active = [device for device in self.devices if device.facts.state != "lost"]
+        return not self.short and not self.warnings and all(device.reachable for device in active)
 
 
 @dataclass(frozen=True, slots=True)
