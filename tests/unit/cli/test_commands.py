@@ -141,6 +141,13 @@ def test_damage_is_a_warning_for_each_device_and_exit_code_0(run: Run, command: 
     assert warnings[1].startswith("warning: device nvme2: block 2 does not fit its check;")
 
 
+def test_the_warning_of_a_device_out_of_reach_says_how_to_give_it_up(run: Run) -> None:
+    absent = dataclasses.replace(DAMAGE, kind="unreachable", reason="can't be reached", confirmed=False)
+    ran = run("load", MODEL, load=dataclasses.replace(LOAD_REPORT, damaged=(absent,)))
+    assert ran.code == 0
+    assert "Bring it back, or give it up with `tensorkeep device lost nvme1`" in ran.err
+
+
 def test_ls_lists_models_and_says_what_to_do_without_any(run: Run) -> None:
     assert MODEL in run("ls").out
     assert "tensorkeep push PATH MODEL" in run("ls", models=[]).out

@@ -249,8 +249,14 @@ def _warn_of_damage(session: Session, report: "LoadReport") -> None:
     for name, damages in by_device.items():
         first = damages[0]
         more = f" and {len(damages) - 1:,} more" if len(damages) > 1 else ""
+        absent = all(damage.kind == "unreachable" for damage in damages)
+        advice = (
+            f"Bring it back, or give it up with `tensorkeep device lost {name}` and push the model again"
+            if absent
+            else "Push the model again to restore them"
+        )
         session.warn(
-            f"device {name}: {first.reason}{more}; other copies were read instead. Push the model again to restore them",
+            f"device {name}: {first.reason}{more}; other copies were read instead. {advice}",
             device=name,
             damaged=[damage.location for damage in damages],
         )
