@@ -126,6 +126,7 @@ class Model:
             checks,
             parts,
             confirm_checks=lambda: confirm_checks(context, self._facts, self.manifest),
+            note_damage=lambda damaged: record_damage(context, damaged),
         )
         needed = sum(box.destination.nbytes for box in boxes)
         report = read_boxes(
@@ -138,7 +139,6 @@ class Model:
             progress=ByteProgress(progress, "load", needed).count,
         )
         self.report = report
-        record_damage(context, report)
         return report
 
     def __getitem__(self, name: str) -> "TensorHandle":

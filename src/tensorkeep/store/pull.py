@@ -91,6 +91,7 @@ def pull_files(
                 checks,
                 {r.part for r in ranges},
                 confirm_checks=lambda: confirm_checks(context, version, manifest),
+                note_damage=lambda damaged: record_damage(context, damaged),
             ),
             verify=how,
             deadline_s=deadline_s,
@@ -98,7 +99,6 @@ def pull_files(
             runtime=context.runtime,
             progress=ByteProgress(progress, "pull", sum(file.size_bytes for file in todo)).count,
         )
-        record_damage(context, report)
         for target in targets:
             target.temporary.replace(target.path)
     except OSError as error:

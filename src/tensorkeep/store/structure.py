@@ -11,6 +11,7 @@ from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import Manifest, decode_manifest
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.store.context import StoreContext
+from tensorkeep.transfer.report import Damage
 from tensorkeep.transfer.sources import PartSource, PartTable
 
 
@@ -90,6 +91,7 @@ def part_table(
     parts: Iterable[int],
     *,
     confirm_checks: Callable[[], Checks] | None = None,
+    note_damage: Callable[[Sequence[Damage]], None] | None = None,
 ) -> PartTable:
     """Return where the copies of some parts are, good ones first, and the devices that can be read now."""
     keys = {part: ObjectKey(ObjectKind.PART, checks.digest(part)) for part in sorted(set(parts))}
@@ -105,6 +107,7 @@ def part_table(
         rates={device: rate for device, rate in rates.items() if rate < 1 << 62},
         confirm_checks=confirm_checks,
         describe=lambda part: describe_part(manifest, part),
+        note_damage=note_damage,
     )
 
 

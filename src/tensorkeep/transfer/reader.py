@@ -194,7 +194,11 @@ class _Load:
             deadline_s=self._deadline_s,
             progress=self._progress,
         )
-        self._scheduler.run(self._jobs(reads), self._stop)
+        try:
+            self._scheduler.run(self._jobs(reads), self._stop)
+        finally:
+            if self._scheduler.damaged and self._parts.note_damage:
+                self._parts.note_damage(tuple(self._scheduler.damaged.values()))
 
     def report(self) -> LoadReport:
         assert self._scheduler is not None

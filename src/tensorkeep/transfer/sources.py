@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from tensorkeep.devices.protocol import Device
 from tensorkeep.records.checks import Checks
+from tensorkeep.transfer.report import Damage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class PartTable:
         confirm_checks: re-reads the whole checks object and verifies its digest; called at most once a load, before a
             copy is blamed for a check that does not fit. None: the checks are taken as they are.
         describe: part → which file or tensor it belongs to, for messages.
+        note_damage: told once at the end of a load which copies failed, also when the load itself fails. None: nobody is.
     """
 
     sizes: Sequence[int]
@@ -47,6 +49,7 @@ class PartTable:
     rates: Mapping[str, float] = field(default_factory=dict)
     confirm_checks: Callable[[], Checks] | None = None
     describe: Callable[[int], str] | None = None
+    note_damage: Callable[[Sequence[Damage]], None] | None = None
 
     def device_name(self, device: str) -> str:
         """Return what the user calls a device; its id where nobody said."""
