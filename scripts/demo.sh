@@ -5,4 +5,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null
 scripts/setup.sh runtime
 export PATH="$PWD/.venv/bin:$PATH"
-exec python scripts/demo.py "$@"
+exec python -m scripts.demo "$@"
