@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Engine, Select, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -86,10 +86,14 @@ def lock_parts(connection: Connection, part_ids: Sequence[int], *, exclusive: bo
     """
     if connection.dialect.name == "sqlite":
         return  # BEGIN IMMEDIATE has locked everything
-    column = schema.parts.c.id
     for chunk in chunks(sorted(part_ids)):
-        statement = select(column).where(column.in_(chunk)).order_by(column)
-        connection.execute(statement.with_for_update(read=not exclusive)).all()
+        connection.execute(lock_statement(chunk, exclusive=exclusive)).all()
+
+
+def lock_statement(part_ids: Sequence[int], *, exclusive: bool) -> Select[tuple[int]]:
+    """Return the statement that locks these objects' rows in id order, where rows are locked at all."""
+    column = schema.parts.c.id
+    return select(column).where(column.in_(part_ids)).order_by(column).with_for_update(read=not exclusive)
 
 
 def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,152 @@
+"""Older catalogs are brought up to date by Alembic, newer ones refused; creating gives what migrating gives."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from tensorkeep.catalog import migrating, migrations, schema
+from tensorkeep.catalog.access import create_catalog, open_catalog
+from tensorkeep.catalog.database import Database, lock_statement
+from tensorkeep.catalog.sqlite import open_database
+from tensorkeep.errors import Format, PermissionDenied
+from tensorkeep.testing.catalog_fixtures import STORE
+from tensorkeep.testing.catalog_scene import seeded_runtime
+
+RUNTIME = seeded_runtime()
+
+NEXT = '''
+"""A made-up next revision."""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+def upgrade() -> None:
+    """Add a column."""
+    op.add_column("store", sa.Column("comment", sa.Text()))
+'''
+
+
+def empty_database(folder: Path) -> Database:
+    path = folder / "empty.sqlite"
+    path.touch()
+    return open_database(str(path), read_only=False)
+
+
+def url_of(folder: Path) -> str:
+    return f"sqlite:///{folder}/catalog.sqlite"
+
+
+def shapes(connection: Connection) -> list[tuple[str, str, list[str]]]:
+    """Return every table and index with the clauses of its definition; constraints are in no order."""
+    rows = connection.execute(text("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
+    return sorted((kind, name, clauses(sql or "")) for kind, name, sql in rows)
+
+
+def clauses(sql: str) -> list[str]:
+    head, _, rest = " ".join(sql.split()).partition("(")
+    body, _, options = rest.rpartition(")")
+    columns, *constraints = body.strip().split(", CONSTRAINT ")
+    return [head, columns, *sorted(constraints), options]
+
+
+def test_the_migrated_schema_is_the_created_one(tmp_path: Path) -> None:
+    create_catalog(url_of(tmp_path), store=STORE, policy="replicas=1", runtime=RUNTIME).close()
+    created = open_database(str(tmp_path / "catalog.sqlite"), read_only=True)
+    migrated = empty_database(tmp_path)
+    with migrated.write() as connection:
+        migrating.upgrade(connection)
+    with created.read() as one, migrated.read() as other:
+        ours = [shape for shape in shapes(one) if shape[1] != "alembic_version"]
+        assert [shape for shape in shapes(other) if shape[1] != "alembic_version"] == ours
+        assert len(ours) > 14
+        assert compare_metadata(MigrationContext.configure(other), schema.metadata) == []
+        assert migrating.read_revision(other, "it") == migrating.read_revision(one, "it") == schema.HEAD
+    created.close()
+    migrated.close()
+
+
+def test_the_list_of_revisions_is_alembics_own() -> None:
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    assert [script.revision for script in scripts.walk_revisions()][::-1] == list(schema.REVISIONS)
+    assert scripts.get_current_head() == schema.HEAD
+
+
+def test_a_failed_migration_leaves_nothing(tmp_path: Path) -> None:
+    database = empty_database(tmp_path)
+
+    def fail() -> None:
+        with database.write() as connection:
+            migrating.upgrade(connection)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.read() as connection:
+        assert shapes(connection) == []
+    database.close()
+
+
+@pytest.fixture
+def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of a catalog that is one revision behind a made-up tensorkeep."""
+    create_catalog(url_of(tmp_path), store=STORE, policy="replicas=1", runtime=RUNTIME).close()
+    scripts = tmp_path / "100% migrations"
+    shutil.copytree(Path(migrations.__file__).parent, scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    (scripts / "versions" / "0002_next.py").write_text(NEXT)
+    monkeypatch.setattr(migrating, "SCRIPTS", str(scripts))
+    monkeypatch.setattr(schema, "REVISIONS", ("0001", "0002"))
+    monkeypatch.setattr(schema, "HEAD", "0002")
+    return url_of(tmp_path)
+
+
+def test_an_older_catalog_is_migrated_when_opened(older: str, tmp_path: Path) -> None:
+    catalog = open_catalog(older, runtime=RUNTIME)
+    assert catalog.info().last_seq == 1
+    assert catalog.check() == []
+    catalog.close()
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite")
+    assert connection.execute("SELECT comment FROM store").fetchall() == [(None,)]
+    assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
+    connection.close()
+    open_catalog(older, runtime=RUNTIME, read_only=True).close()
+
+
+def test_an_older_catalog_opened_to_be_read_is_left_alone(older: str) -> None:
+    with pytest.raises(PermissionDenied, match="migrate"):
+        open_catalog(older, runtime=RUNTIME, read_only=True)
+
+
+def test_a_catalog_of_a_newer_tensorkeep_is_refused(tmp_path: Path) -> None:
+    create_catalog(url_of(tmp_path), store=STORE, policy="replicas=1", runtime=RUNTIME).close()
+    database = open_database(str(tmp_path / "catalog.sqlite"), read_only=False)
+    with database.write() as connection:
+        migrating.stamp(connection, "9999")
+    database.close()
+    for read_only in (False, True):
+        with pytest.raises(Format, match=r"catalog of a newer tensorkeep.*upgrade"):
+            open_catalog(url_of(tmp_path), runtime=RUNTIME, read_only=read_only)
+
+
+def test_rows_are_locked_in_id_order_shared_for_commits_and_exclusively_for_condemners() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    for exclusive, words in ((False, "FOR SHARE"), (True, "FOR UPDATE")):
+        statement = str(lock_statement([3, 1], exclusive=exclusive).compile(dialect=dialect))
+        assert statement.endswith(f"ORDER BY parts.id {words}")
+
+
+def test_every_table_and_index_can_be_told_to_postgresql() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    for table in schema.metadata.sorted_tables:
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            assert "CREATE INDEX" in str(CreateIndex(index).compile(dialect=dialect))
