@@ -258,7 +258,8 @@ class Scheduler:
         reasons = "; ".join(dict.fromkeys(tried)) or "the catalog knows no copy of it"
         if any(each.kind == "corrupt" for each in job.failures):
             return Integrity(
-                f"part {digest}{what} is damaged and has no good copy left: {reasons}. Push the same files again to heal it",
+                f"part {digest}{what} is damaged and has no good copy left: {reasons}. Run `tensorkeep verify` to "
+                "find all damage, then push the same files again to heal it",
                 **facts,
             )
         return NotEnoughCopies(
