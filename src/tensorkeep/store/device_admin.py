@@ -2,6 +2,7 @@
 
 import msgspec
 
+from tensorkeep.catalog.protocol import DeviceHead
 from tensorkeep.devices.bandwidth import measure_bandwidth
 from tensorkeep.devices.opening import normalize_url, open_device
 from tensorkeep.devices.protocol import Device
@@ -10,7 +11,7 @@ from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identit
 from tensorkeep.records.names import check_device_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import write_identity
-from tensorkeep.store.journal import flush_journal, new_ulid
+from tensorkeep.store.journal import new_ulid, record_change
 
 
 def add_device(
@@ -56,8 +57,10 @@ def add_device(
     )
     info = context.catalog.info()
     write_identity(device, facts.id, store=info.store, epoch=info.epoch, runtime=context.runtime)
-    seq = context.catalog.change_device(None, facts, heads=context.fleet.heads(), now=context.runtime.clock.now())
-    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+    record_change(
+        context,
+        lambda heads: context.catalog.change_device(None, facts, heads=heads, now=context.runtime.clock.now()),
+    )
     return facts
 
 
@@ -75,10 +78,14 @@ def lose_device(context: StoreContext, name: str) -> DeviceFacts:
     if old is None:
         raise InvalidInput(f"device {name} is marked lost already", device=name)
     new = msgspec.structs.replace(old, state="lost")
-    heads = tuple(head for head in context.fleet.heads() if head.device != old.id)
-    seq = context.catalog.change_device(old, new, heads=heads, now=context.runtime.clock.now())
-    context.fleet.forget(old.id)
-    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+
+    def change(heads: tuple[DeviceHead, ...]) -> int:
+        others = [head for head in heads if head.device != old.id]
+        seq = context.catalog.change_device(old, new, heads=others, now=context.runtime.clock.now())
+        context.fleet.forget(old.id)
+        return seq
+
+    record_change(context, change)
     return new
 
 

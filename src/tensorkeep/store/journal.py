@@ -5,16 +5,17 @@ snapshot. After the entries are durable the device's identity is read again: a c
 between learns it here, before the verb is acknowledged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tensorkeep.catalog.protocol import Catalog, JournalRow
+from tensorkeep.catalog.protocol import Catalog, DeviceHead, JournalRow
 from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import NotEnoughCopies, TensorkeepError
+from tensorkeep.errors import Conflict, NotEnoughCopies, TensorkeepError
 from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.naming import JournalName, parse_physical_name, physical_name
 from tensorkeep.records.redundancy import metadata_copies, parse_policy
 from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
 from tensorkeep.runtime import Runtime
+from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Fleet
 
 _BATCH = 500
@@ -31,8 +32,31 @@ def owed_devices(devices: Sequence[DeviceFacts], policy: str) -> int:
     return metadata_copies(parse_policy(policy), count) if count else 0
 
 
+def record_change(context: StoreContext, change: Callable[[tuple[DeviceHead, ...]], int]) -> None:
+    """Make a change in the catalog, and return when its entry is durable on as many devices as it owes.
+
+    Args:
+        context: the store.
+        change: one transaction of the catalog; it is handed what the devices say, and returns the entry's seq.
+
+    Raises:
+        NotEnoughCopies: committed, but on too few devices.
+        Conflict: the catalog is stale, or was rebuilt meanwhile.
+    """
+    epoch = context.catalog.info().epoch
+    seq = change(context.fleet.heads())
+    flush_journal(context.catalog, context.fleet, seq, epoch=epoch, runtime=context.runtime)
+
+
 def flush_journal(
-    catalog: Catalog, fleet: Fleet, seq: int, *, runtime: Runtime, policy: str | None = None, need: int | None = None
+    catalog: Catalog,
+    fleet: Fleet,
+    seq: int,
+    *,
+    epoch: int,
+    runtime: Runtime,
+    policy: str | None = None,
+    need: int | None = None,
 ) -> None:
     """Return when the entry ``seq`` and all before it are durable on as many devices as they owe.
 
@@ -40,20 +64,21 @@ def flush_journal(
         catalog: whose outbox is sent.
         fleet: where to.
         seq: the entry that the verb appended.
+        epoch: the catalog's, read before the verb changed anything: a rebuild may have put another catalog in its place since.
         runtime: clock, randomness, workers.
         policy: whose debt counts; the store's if None.
         need: how many devices are enough, where the caller knows better than the policy (a degraded push).
 
     Raises:
         NotEnoughCopies: committed, but on fewer devices; the next verb sends the rest.
+        Conflict: the catalog was rebuilt meanwhile (``reason="catalog_rebuilt"``); the entry may be lost with the old one.
     """
-    info = catalog.info()
     members = fleet.members()
     failures: list[str] = [f"{m.facts.name}: {m.problem}" for m in members if not m.writable]
     targets = [(m.facts, m.device) for m in members if m.writable and m.device is not None]
     with runtime.workers.open_pool(max(1, len(targets)), "journal") as pool:
         tasks = [
-            (facts, pool.submit(_send_backlog, catalog, fleet, facts, device, info.epoch, runtime))
+            (facts, pool.submit(_send_backlog, catalog, fleet, facts, device, epoch, runtime))
             for facts, device in targets
         ]
         for facts, task in tasks:
@@ -61,8 +86,8 @@ def flush_journal(
                 task.result()
             except TensorkeepError as error:
                 failures.append(f"{facts.name}: {error.message}")
-    owed = owed_devices(catalog.list_devices(), policy or info.policy) if need is None else need
-    _check_copies(catalog, seq, owed, failures)
+    owed = owed_devices(catalog.list_devices(), policy or catalog.info().policy) if need is None else need
+    _check_copies(catalog, seq, owed, failures, epoch)
     trim_journal(catalog, fleet, runtime=runtime)
 
 
@@ -72,12 +97,19 @@ def trim_journal(catalog: Catalog, fleet: Fleet, *, runtime: Runtime) -> None:
     if not seq:
         return
     for device in fleet.writable().values():
-        for info in list(device.iter_objects("journal/")):
-            name = parse_physical_name(info.name)
-            if isinstance(name, JournalName) and name.seq < seq:
-                device.delete(info.name)
-        device.flush()
+        try:
+            _trim_device(device, seq)
+        except TensorkeepError:
+            continue  # the verb is done: what could not be removed now is removed by the next
     runtime.failpoints.hit("journal.trimmed")
+
+
+def _trim_device(device: Device, seq: int) -> None:
+    for info in list(device.iter_objects("journal/")):
+        name = parse_physical_name(info.name)
+        if isinstance(name, JournalName) and name.seq < seq:
+            device.delete(info.name)
+    device.flush()
 
 
 def _send_backlog(
@@ -101,9 +133,16 @@ def entry_name(row: JournalRow, ulid: str) -> str:
     return physical_name(JournalName(row.epoch, row.seq, bytes.fromhex(row.digest), ulid))
 
 
-def _check_copies(catalog: Catalog, seq: int, owed: int, failures: Sequence[str]) -> None:
+def _check_copies(catalog: Catalog, seq: int, owed: int, failures: Sequence[str], epoch: int) -> None:
     flushed = catalog.flushed()
     have = sum(flushed.get(facts.id, 0) >= seq for facts in counted_devices(catalog.list_devices()))
+    # Read last: then the numbers above are of no newer catalog than this.
+    if catalog.info().epoch != epoch:
+        raise Conflict(
+            "the catalog was rebuilt while this ran, and may lack what was just committed: look again, then retry",
+            reason="catalog_rebuilt",
+            seq=seq,
+        )
     if have < owed:
         raise NotEnoughCopies(
             f"committed, not yet on devices: journal entry {seq} is on {have} of the {owed} devices it owes"

@@ -88,6 +88,7 @@ def push(
     started_s = context.runtime.clock.monotonic_s()
     failpoints = context.runtime.failpoints
     check_split(options.split, options.part_size)
+    epoch = context.catalog.info().epoch
     sources = open_sources(source)
     target = _find_target(context, parse_model_name(model), options)
     base = _open_base(context, target, options)
@@ -130,11 +131,16 @@ def push(
             version, created, seq = work.conclude(assembled, result)
     finally:
         context.catalog.end_push(session)
-    if seq:
-        need = 1 if options.allow_degraded and target.down else None
-        flush_journal(
-            context.catalog, context.fleet, seq, runtime=context.runtime, policy=str(target.policy), need=need
-        )
+    flush_journal(
+        context.catalog,
+        context.fleet,
+        # Also where nothing was committed: the head may be of a push that was killed before its entry was on the devices.
+        seq or context.catalog.info().last_seq,
+        epoch=epoch,
+        runtime=context.runtime,
+        policy=str(target.policy),
+        need=1 if options.allow_degraded and target.down else None,
+    )
     failpoints.hit("push.done")
     sha256s = {file.path: file.sha256 for file in assembled.manifest.files}
     cache.remember(((s, sha256s[s.path]) for s in sources), now=context.runtime.clock.now())

@@ -96,7 +96,8 @@ def _rebuild(
     replaced = _install(folder, image, found, runtime)
     context = _open(folder, runtime, user)
     try:
-        flush_journal(context.catalog, context.fleet, context.catalog.info().last_seq, runtime=runtime)
+        info = context.catalog.info()
+        flush_journal(context.catalog, context.fleet, info.last_seq, epoch=found.epoch, runtime=runtime)
         write_note(folder, context.catalog)
     finally:
         context.catalog.close()

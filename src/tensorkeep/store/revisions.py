@@ -12,7 +12,7 @@ from tensorkeep.records.names import (
     parse_revision,
 )
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.journal import flush_journal
+from tensorkeep.store.journal import record_change
 from tensorkeep.store.reports import LogEntry, ModelSummary, PushReport, Version
 
 
@@ -117,6 +117,8 @@ def set_branch(context: StoreContext, model_name: str, name: str, revision: str)
     model, version = get_version(context, Revision(parse_model_name(model_name), revision))
     present = _find_ref(context, model, "branch", name)
     if present is not None and present.version == version.id:
+        # It may point there since a command that was cut off before its entry was on the devices.
+        record_change(context, lambda _: context.catalog.info().last_seq)
         return describe_version(context, model, version)
     return _set_ref(context, model, "branch", name, version, expected=present.version if present else None)
 
@@ -131,26 +133,15 @@ def delete_ref(context: StoreContext, model_name: str, kind: RefKind, name: str)
     present = _find_ref(context, model, kind, name)
     if present is None:
         raise NotFound(f"{model.name} has no {kind} {name!r}", model=model.name, name=name)
-    seq = context.catalog.set_ref(
-        model.id,
-        kind,
-        name,
-        None,
-        expected=present.version,
-        heads=context.fleet.heads(),
-        now=context.runtime.clock.now(),
-    )
-    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+    _write_ref(context, model, kind, name, None, expected=present.version)
 
 
 def remove_version(context: StoreContext, spec: str) -> Version:
     """Remove a version that no branch or tag points at; gc frees its parts later."""
     model, version = get_version(context, parse_revision(spec))
     described = describe_version(context, model, version)
-    seq = context.catalog.remove_version(
-        model.id, version.id, heads=context.fleet.heads(), now=context.runtime.clock.now()
-    )
-    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+    now = context.runtime.clock.now()
+    record_change(context, lambda heads: context.catalog.remove_version(model.id, version.id, heads=heads, now=now))
     return described
 
 
@@ -158,8 +149,8 @@ def remove_model(context: StoreContext, model_name: str) -> int:
     """Remove a model with all its versions, branches and tags; return how many versions there were."""
     model = get_model(context, parse_model_name(model_name))
     count = len(context.catalog.list_versions(model.id))
-    seq = context.catalog.remove_model(model.id, heads=context.fleet.heads(), now=context.runtime.clock.now())
-    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+    now = context.runtime.clock.now()
+    record_change(context, lambda heads: context.catalog.remove_model(model.id, heads=heads, now=now))
     return count
 
 
@@ -171,14 +162,15 @@ def _find_ref(context: StoreContext, model: ModelFacts, kind: RefKind, name: str
 def _set_ref(
     context: StoreContext, model: ModelFacts, kind: RefKind, name: str, version: VersionFacts, *, expected: str | None
 ) -> Version:
-    seq = context.catalog.set_ref(
-        model.id,
-        kind,
-        name,
-        version.id,
-        expected=expected,
-        heads=context.fleet.heads(),
-        now=context.runtime.clock.now(),
-    )
-    flush_journal(context.catalog, context.fleet, seq, runtime=context.runtime)
+    _write_ref(context, model, kind, name, version.id, expected=expected)
     return describe_version(context, model, version)
+
+
+def _write_ref(
+    context: StoreContext, model: ModelFacts, kind: RefKind, name: str, version: str | None, *, expected: str | None
+) -> None:
+    now = context.runtime.clock.now()
+    record_change(
+        context,
+        lambda heads: context.catalog.set_ref(model.id, kind, name, version, expected=expected, heads=heads, now=now),
+    )
