@@ -69,7 +69,7 @@ def test_a_link_in_the_destination_cannot_lead_writing_outside(
     out = tmp_path / "out"
     (out / "sub" if inner else out).mkdir(parents=True)
     (out / "sub" / inner if inner else out / "sub").symlink_to(outside)
-    with pytest.raises(InvalidInput, match="leads outside .* through a link: remove the link"):
+    with pytest.raises(InvalidInput, match=r"leads outside .* through a link: remove the link"):
         pushed.store.pull("acme/files", out, force=force)
     assert list(outside.iterdir()) == []
     assert read_tree(out) == {}
