@@ -4,6 +4,7 @@ import argparse
 import fcntl
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,8 +46,9 @@ def _run(llama: str) -> int:
     except CheckFailed as failed:
         print(f"\ndemo: {failed}", file=sys.stderr)
         return 1
-    except TensorkeepError as error:
-        print(f"\ndemo: step {stage.steps[-1].number} failed: {error}", file=sys.stderr)
+    except (TensorkeepError, OSError, subprocess.CalledProcessError) as error:
+        step = stage.steps[-1]
+        print(f"\ndemo: step {step.number}, {step.title}: FAILED: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
