@@ -10,7 +10,7 @@ import pytest
 
 from tensorkeep.catalog.protocol import Catalog, Committed, Needed
 from tensorkeep.errors import AlreadyExists, Conflict, TensorkeepError
-from tensorkeep.runtime import Failpoints, Runtime
+from tensorkeep.runtime import Failpoints, Runtime, ThreadWorkers
 from tensorkeep.testing.catalog_fixtures import CatalogFixtures
 from tensorkeep.testing.catalog_scene import Scene, part_key, seeded_runtime
 
@@ -44,21 +44,17 @@ class PowerFailure(Exception):
 def run_together(tasks: Sequence[Callable[[], object]]) -> list[object]:
     """Run tasks in threads that start at the same moment; return answers and tensorkeep's errors, in order."""
     barrier = threading.Barrier(len(tasks))
-    answers: list[object] = [None] * len(tasks)
 
-    def run(index: int) -> None:
+    def run(task: Callable[[], object]) -> object:
         barrier.wait()
         try:
-            answers[index] = tasks[index]()
+            return task()
         except TensorkeepError as error:
-            answers[index] = error
+            return error
 
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(tasks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
+    with ThreadWorkers().open_pool(len(tasks), "race") as pool:
+        futures = [pool.submit(run, task) for task in tasks]
+        return [future.result() for future in futures]
 
 
 class RaceRules(CatalogFixtures):
@@ -190,12 +186,15 @@ class RaceRules(CatalogFixtures):
         session = stopped.prepare(model, version, [part_key(1), part_key(2)])
         stopped.catalog.end_push(session)
         now = stopped.clock.now()
-        condemning = threading.Thread(target=lambda: other.condemn(grace_s=0, dry_run=False, heads=(), now=now))
-        stop.name, stop.action = step, condemning.start
-        request = stopped.commit_request(session, model, version, [part_key(1), part_key(2)])
-        answer = stopped.catalog.commit(request)
-        condemning.join()
-        # A commit is begun before it holds anything: there, gc may be first.
+        condemning = []
+        with ThreadWorkers().open_pool(1, "gc") as pool:
+            stop.name = step
+            stop.action = lambda: condemning.append(
+                pool.submit(other.condemn, grace_s=0, dry_run=False, heads=(), now=now)
+            )
+            request = stopped.commit_request(session, model, version, [part_key(1), part_key(2)])
+            answer = stopped.catalog.commit(request)
+        assert condemning[0].result().locations == 0
         assert isinstance(answer, Committed)
         assert stopped.catalog.count_short([version.id]) == {}
         assert stopped.catalog.list_condemned(grace_s=0, now=now, after=0, limit=9) == []
