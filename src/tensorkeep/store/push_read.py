@@ -109,6 +109,7 @@ def _wait(tasks: Sequence[Future[Any]], stop: Cancellation) -> None:
 def gather_part(plan: PushPlan, part: PlannedPart) -> memoryview:
     """Return the bytes of a planned part, read again from its sources."""
     data = allocate(part.size_bytes)
+    _clear_padding(data, part)
     for piece in part.pieces:
         plan.read[piece.file].read_into(piece.start, data[piece.offset : piece.offset + piece.length])
     return data
@@ -179,6 +180,7 @@ def _read_packs(plan: PushPlan, lane: _Lane) -> None:
         if not isinstance(part, PlannedPart) or _is_run(part):
             continue
         data = lane.make_room(part.size_bytes)
+        _clear_padding(data, part)
         for piece in part.pieces:
             view = data[piece.offset : piece.offset + piece.length]
             source = plan.read[piece.file]
@@ -189,6 +191,15 @@ def _read_packs(plan: PushPlan, lane: _Lane) -> None:
                 )
         lane.add(index, data)
     lane.finish()
+
+
+def _clear_padding(data: memoryview, part: PlannedPart) -> None:
+    """Set what lies between the pieces to zero: fresh memory holds anything, and the same items must give the same pack."""
+    covered = 0
+    for piece in sorted(part.pieces, key=lambda piece: piece.offset):
+        data[covered : piece.offset] = bytes(piece.offset - covered)
+        covered = piece.offset + piece.length
+    data[covered:] = bytes(len(data) - covered)
 
 
 def _read_file(
