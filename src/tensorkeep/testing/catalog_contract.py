@@ -7,10 +7,11 @@ A kind of catalog passes when a subclass that implements ``make_catalog`` does:
             return MyCatalog(...)
 """
 
+from tensorkeep.testing.catalog_commit_contract import CommitRules, ReadRules
 from tensorkeep.testing.catalog_gc_contract import GcRules
 from tensorkeep.testing.catalog_journal_contract import JournalRules, RebuildRules, StaleRules
 from tensorkeep.testing.catalog_names_contract import DeviceRules, NameRules
-from tensorkeep.testing.catalog_push_contract import CommitRules, ReadRules, StageRules
+from tensorkeep.testing.catalog_push_contract import StageRules
 from tensorkeep.testing.catalog_race_contract import RaceRules
 
 
