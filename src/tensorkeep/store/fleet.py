@@ -18,6 +18,9 @@ from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import JournalName, parse_physical_name
 from tensorkeep.runtime import Runtime
 
+UNSEEN = "unseen_by_rebuild"
+"""``reason`` of a device that was away when the catalog was rebuilt: what it holds is not in the catalog."""
+
 DeviceOpener = Callable[[DeviceFacts, Runtime], Device]
 
 
@@ -81,18 +84,25 @@ class Fleet:
         for member in self.members():
             if member.writable and member.device is not None:
                 try:
-                    heads.append(_read_head(member.facts, member.device))
+                    identity = _read_identity(member.facts, member.device)
+                    self._check_same(member.facts, identity)
+                    heads.append(_read_head(member.facts, member.device, identity))
                 except Unavailable:
-                    continue
+                    self._distrust(member.facts.id)
         return tuple(heads)
 
     def check_epoch(self, facts: DeviceFacts, device: Device, epoch: int) -> None:
-        """Return if a device has not been taken over by a newer catalog.
+        """Return if a device is still the one that it was, and has not been taken over by a newer catalog.
 
         Raises:
-            Unavailable: its identity has a higher epoch now.
+            Unavailable: another disk is there now, or its identity has a higher epoch.
         """
         identity = _read_identity(facts, device)
+        try:
+            self._check_same(facts, identity)
+        except Unavailable:
+            self._distrust(facts.id)
+            raise
         if identity.epoch > epoch:
             raise Unavailable(
                 f"device {facts.name} belongs to a newer catalog (epoch {identity.epoch}, this one has {epoch}): "
@@ -111,6 +121,11 @@ class Fleet:
             self._checked.discard(device_id)
             for facts in [facts for facts in self._opened if facts.id == device_id]:
                 del self._opened[facts]
+
+    def _distrust(self, device_id: str) -> None:
+        # The handle stays: it knows whether an fsync failed, and what it has not made durable yet.
+        with self._lock:
+            self._checked.discard(device_id)
 
     def _member(self, facts: DeviceFacts) -> Member:
         with self._lock:
@@ -131,10 +146,21 @@ class Fleet:
 
     def _check_identity(self, facts: DeviceFacts, device: Device) -> None:
         identity = _read_identity(facts, device)
-        info = self._catalog.info()
-        if identity.store != info.store:
+        self._check_same(facts, identity)
+        if identity.epoch < self._catalog.info().epoch:
             raise Unavailable(
-                f"{facts.url} belongs to another store ({identity.store}), not to this one ({info.store}): "
+                f"device {facts.name} was away when the catalog was rebuilt, so that nothing is known of what it holds: run "
+                "`tensorkeep rebuild-catalog` again to take it in, or mark it with `tensorkeep device lost`",
+                device=facts.name,
+                reason=UNSEEN,
+            )
+
+    def _check_same(self, facts: DeviceFacts, identity: DeviceIdentity) -> None:
+        """Return if an identity is this store's and this very device's; raises `Unavailable`."""
+        store = self._catalog.info().store
+        if identity.store != store:
+            raise Unavailable(
+                f"{facts.url} belongs to another store ({identity.store}), not to this one ({store}): "
                 f"mount the right disk as device {facts.name}",
                 device=facts.name,
             )
@@ -143,8 +169,6 @@ class Fleet:
                 f"{facts.url} is another device of this store than {facts.name}: were two disks swapped?",
                 device=facts.name,
             )
-        if identity.epoch < info.epoch:
-            write_identity(device, facts.id, store=info.store, epoch=info.epoch, runtime=self._runtime)
 
 
 def write_identity(device: Device, device_id: str, *, store: str, epoch: int, runtime: Runtime) -> None:
@@ -165,8 +189,7 @@ def newest_entry(device: Device) -> JournalName | None:
     return newest
 
 
-def _read_head(facts: DeviceFacts, device: Device) -> DeviceHead:
-    identity = _read_identity(facts, device)
+def _read_head(facts: DeviceFacts, device: Device, identity: DeviceIdentity) -> DeviceHead:
     newest = newest_entry(device)
     if newest is None:
         return DeviceHead(device=facts.id, epoch=identity.epoch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tensorkeep.catalog.protocol import Location
 from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import NotFound, TensorkeepError
+from tensorkeep.errors import Conflict, NotFound, TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import GcReport
@@ -30,6 +30,7 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport
     """Condemn, delete, drop; or say what that would do. See `Store.gc`."""
     context.fleet.recheck()
     catalog, clock = context.catalog, context.runtime.clock
+    _refuse_unseen(context)
     summary = catalog.condemn(grace_s=grace_s, dry_run=dry_run, heads=context.fleet.heads(), now=clock.now())
     sweep, swept = _Sweep(), 0
     if not dry_run:
@@ -53,6 +54,28 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport
         swept_unfinished=swept,
         unreachable=tuple(sorted(sweep.unreachable)),
     )
+
+
+def _refuse_unseen(context: StoreContext) -> None:
+    """Return if every device was seen since the catalog was rebuilt: one that was not may need what no version here uses.
+
+    Raises:
+        Conflict: ``reason="unseen_device"``; the message names devices.
+    """
+    epoch = context.catalog.info().epoch
+    if epoch == 1:
+        return
+    begun = min((row.seq for row in context.catalog.journal_rows() if row.epoch == epoch), default=0)
+    names = context.fleet.names()
+    unseen = [names[device] for device, seq in context.catalog.flushed().items() if seq < begun]
+    if unseen:
+        raise Conflict(
+            f"nothing is collected: {', '.join(unseen)} was not seen since the catalog was rebuilt and may have versions that "
+            "use what this catalog does not know the use of. Bring it back and run `tensorkeep rebuild-catalog` again, or "
+            "mark it with `tensorkeep device lost`",
+            reason="unseen_device",
+            devices=unseen,
+        )
 
 
 def _condemned(context: StoreContext, *, grace_s: float) -> Iterator[Location]:

@@ -14,14 +14,13 @@ from pathlib import Path
 import msgspec
 
 from tensorkeep.catalog.access import create_empty_catalog, install_catalog, open_catalog
-from tensorkeep.catalog.protocol import CatalogImage, JournalRow, Location, ObjectKey
+from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
 from tensorkeep.devices.opening import normalize_url, open_device
 from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, TensorkeepError, Unavailable
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotEnoughCopies, NotFound, TensorkeepError, Unavailable
 from tensorkeep.records.checks import decode_checks
-from tensorkeep.records.device import DeviceFacts, DeviceIdentity, decode_identity
-from tensorkeep.records.digest import blake3_256
-from tensorkeep.records.history import JournalEntry, Snapshot, VersionFacts, decode_entry, fold_entries
+from tensorkeep.records.device import DeviceFacts, DeviceIdentity, counted_devices, decode_identity
+from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
 from tensorkeep.records.manifest import decode_manifest
 from tensorkeep.records.naming import (
@@ -33,8 +32,8 @@ from tensorkeep.records.naming import (
 )
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.fleet import Fleet, write_identity
-from tensorkeep.store.journal import flush_journal, new_ulid
+from tensorkeep.store.fleet import UNSEEN, Fleet, write_identity
+from tensorkeep.store.journal import flush_journal, new_ulid, owed_devices
 from tensorkeep.store.opening import (
     CATALOG_FILE,
     LOCAL_DEVICE,
@@ -44,6 +43,7 @@ from tensorkeep.store.opening import (
     translate_folder_error,
     write_note,
 )
+from tensorkeep.store.rebuild_journal import FoundJournal, read_journal
 from tensorkeep.store.reports import RebuildReport
 from tensorkeep.store.structure import object_digest
 
@@ -58,14 +58,10 @@ class _Found:
     unreachable: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
-
-@dataclass(frozen=True, slots=True)
-class _Journal:
-    """The chain of entries from the last snapshot on, and which of them each device holds."""
-
-    entries: tuple[JournalEntry, ...]
-    rows: tuple[JournalRow, ...]
-    held: dict[str, set[int]]
+    @property
+    def handles(self) -> dict[str, Device]:
+        """The devices by id."""
+        return {device_id: device for device_id, (device, _) in self.devices.items()}
 
 
 def rebuild_catalog(folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str) -> RebuildReport:
@@ -85,11 +81,14 @@ def _rebuild(
     _check_replaceable(folder, runtime, force=force)
     found = _open_devices(folder, sources, runtime)
     _join_known_devices(found, runtime)
+    if not force:
+        _check_quorum(found)
     found.epoch = max(identity.epoch for _, identity in found.devices.values()) + 1
     for device_id, (device, _) in found.devices.items():
         write_identity(device, device_id, store=found.store, epoch=found.epoch, runtime=runtime)
     runtime.failpoints.hit("rebuild.epoch_raised")
-    journal = _read_journal(found)
+    journal = read_journal(found.handles)
+    found.missing += journal.notes
     runtime.failpoints.hit("rebuild.journal_read")
     image = _make_image(found, journal)
     runtime.failpoints.hit("rebuild.listed")
@@ -119,7 +118,7 @@ def _rebuild(
 
 
 def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> None:
-    """Return if there is no catalog, or one that is damaged or behind its devices, or ``force`` is set."""
+    """Return if there is no catalog, one that is damaged, behind its devices or blind to one, or ``force`` is set."""
     path = folder / CATALOG_FILE
     if not path.exists() or force:
         return
@@ -129,9 +128,13 @@ def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> None:
         return
     try:
         info = catalog.info()
-        heads = Fleet(catalog, runtime=runtime).heads()
+        fleet = Fleet(catalog, runtime=runtime)
         stale = any(
-            head.epoch > info.epoch or (head.entry_epoch, head.seq) > (info.epoch, info.last_seq) for head in heads
+            member.problem is not None and member.problem.facts.get("reason") == UNSEEN for member in fleet.members()
+        )
+        stale = stale or any(
+            head.epoch > info.epoch or (head.entry_epoch, head.seq) > (info.epoch, info.last_seq)
+            for head in fleet.heads()
         )
         damaged = bool(catalog.check())
     except TensorkeepError:
@@ -150,7 +153,7 @@ def _open_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> _Fo
     hints = list(note.devices) if note else []
     if (folder / LOCAL_DEVICE).is_dir():
         hints.append(normalize_url(str((folder / LOCAL_DEVICE).absolute())))
-    store: str | None = None
+    store = note.store if note else None
     opened: dict[str, tuple[Device, DeviceIdentity]] = {}
     unreachable = []
     for url in dict.fromkeys([*urls, *hints]):
@@ -162,12 +165,15 @@ def _open_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> _Fo
             unreachable.append(f"{url}: {error.message}")
             continue
         if store is not None and identity.store != store:
-            raise InvalidInput(
-                f"{url} belongs to store {identity.store}, the others to {store}: name one store's devices"
-            )
+            if url in urls:
+                raise InvalidInput(
+                    f"{url} belongs to store {identity.store}, not to {store}: name this store's devices"
+                )
+            unreachable.append(f"{url}: belongs to another store, {identity.store}")
+            continue
         store = identity.store
-        opened[identity.device] = (device, identity)
-    if store is None:
+        opened.setdefault(identity.device, (device, identity))  # what the user named comes first
+    if store is None or not opened:
         reasons = f" ({'; '.join(unreachable)})" if unreachable else ""
         raise NotFound(
             f"no device of the store {folder} can be read{reasons}: name them with --from URL", store=str(folder)
@@ -185,8 +191,7 @@ def _open_one(url: str, runtime: Runtime) -> tuple[Device, DeviceIdentity]:
 
 def _join_known_devices(found: _Found, runtime: Runtime) -> None:
     """Open devices that the journal names and nobody else did."""
-    state = fold_entries(_read_journal(found).entries)
-    for facts in state.devices.values():
+    for facts in read_journal(found.handles).state.devices.values():
         if facts.id in found.devices or facts.state == "lost":
             continue
         try:
@@ -198,66 +203,34 @@ def _join_known_devices(found: _Found, runtime: Runtime) -> None:
             found.devices[facts.id] = (device, identity)
         else:
             found.unreachable.append(f"{facts.name}: {facts.url} is another device")
-    found.missing.clear()
 
 
-def _read_journal(found: _Found) -> _Journal:
-    """Return the newest chain of entries that the devices hold together, oldest first."""
-    bodies: dict[bytes, tuple[JournalName, bytes]] = {}
-    held: dict[str, set[int]] = {}
-    for device_id, (device, _) in found.devices.items():
-        held[device_id] = set()
-        for info in device.iter_objects("journal/"):
-            name = parse_physical_name(info.name)
-            if not isinstance(name, JournalName):
-                continue
-            try:
-                body = bodies[name.digest][1] if name.digest in bodies else device.read(info.name)
-            except TensorkeepError:
-                continue
-            if blake3_256(body) == name.digest:
-                bodies[name.digest] = (name, body)
-                held[device_id].add(name.seq)
-    chain = _walk_back(bodies, found)
-    rows = tuple(JournalRow(epoch=n.epoch, seq=n.seq, digest=n.digest.hex(), body=body) for n, body in chain)
-    return _Journal(tuple(decode_entry(body) for _, body in chain), rows, held)
+def _check_quorum(found: _Found) -> None:
+    """Return if no acknowledged change can lie on devices alone that were not found.
 
-
-def _walk_back(bodies: dict[bytes, tuple[JournalName, bytes]], found: _Found) -> list[tuple[JournalName, bytes]]:
-    """Return the entries from the newest back to the last snapshot or the first; gaps are named in ``found.missing``.
-
-    Where a predecessor is on no device, the walk goes on with the newest entry before the gap: every change carries what it
-    needs, so what the gap held is all that is lost.
+    Raises:
+        NotEnoughCopies: one can: the rebuilt catalog would not have it, and gc would delete what it needs.
     """
-    left = sorted(bodies.values(), key=lambda pair: (pair[0].epoch, pair[0].seq), reverse=True)
-    chain: list[tuple[JournalName, bytes]] = []
-    expected: bytes | None = None
-    while left:
-        if not chain:
-            name, body = left[0]
-        elif expected is not None and expected in bodies:
-            name, body = bodies[expected]
-        else:
-            earlier = [pair for pair in left if pair[0].seq < chain[-1][0].seq]
-            missing_to = chain[-1][0].seq - 1
-            found.missing.append(
-                f"journal entries up to {missing_to}" + (f" from {earlier[0][0].seq + 1}" if earlier else "")
-            )
-            if not earlier:
-                break
-            name, body = earlier[0]
-        chain.append((name, body))
-        entry = decode_entry(body)
-        if any(isinstance(change, Snapshot) for change in entry.changes) or entry.prev is None:
-            break
-        expected = bytes.fromhex(entry.prev)
-    return chain[::-1]
+    state = read_journal(found.handles).state
+    counted = counted_devices(state.devices.values())
+    away = [facts.name for facts in counted if facts.id not in found.devices]
+    owed = owed_devices(counted, state.policy)
+    if away and len(away) >= owed:
+        raise NotEnoughCopies(
+            f"{len(away)} of {len(counted)} devices can't be read ({'; '.join(found.unreachable)}): changes that were "
+            "acknowledged may lie on them alone. Bring them back and run it again; --force goes on without them",
+            devices=away,
+        )
 
 
-def _make_image(found: _Found, journal: _Journal) -> CatalogImage:
-    state = fold_entries(journal.entries)
+def _make_image(found: _Found, journal: FoundJournal) -> CatalogImage:
+    state = journal.state
     for device_id, (device, _) in found.devices.items():
-        if device_id not in state.devices:
+        known = state.devices.get(device_id)
+        if known is not None and known.state == "active":
+            # It may be mounted elsewhere since: where it was found is where it is.
+            state.devices[device_id] = msgspec.structs.replace(known, url=device.url)
+        elif known is None:
             state.devices[device_id] = DeviceFacts(
                 id=device_id, name=device_id, url=device.url, zone=device_id, durability=device.durability
             )
@@ -275,27 +248,16 @@ def _make_image(found: _Found, journal: _Journal) -> CatalogImage:
     for version in state.versions.values():
         objects[version.id] = _objects_of(found, copies, version, manifests)
     sizes = dict(pair for pairs in objects.values() for pair in pairs)
-    last = journal.rows[-1].seq if journal.rows else 0
     return CatalogImage(
         store=found.store,
         epoch=found.epoch,
         state=state,
         entries=list(journal.rows),
-        flushed={d: _held_up_to(journal, held, last) for d, held in journal.held.items()},
+        flushed=journal.flushed,
         objects=objects,
         locations=[_judge(location, sizes) for location in locations],
         manifests=manifests,
     )
-
-
-def _held_up_to(journal: _Journal, held: set[int], last: int) -> int:
-    """Return the last seq up to which a device holds every entry of the chain."""
-    upto = 0
-    for row in journal.rows:
-        if row.seq not in held:
-            return upto
-        upto = row.seq
-    return last
 
 
 def _list_device(device_id: str, device: Device) -> list[Location]:
