@@ -90,7 +90,7 @@ def lose_device(context: StoreContext, name: str) -> DeviceFacts:
 
 
 def _claim_place(context: StoreContext, name: str, url: str, device: Device, known: set[str]) -> None:
-    """Return if a place is free to become a device, prepared: nothing there, or an identity of ours that no catalog knows."""
+    """Return if a place is free to become a device, prepared: nothing there, or what an `add_device` left that was killed."""
     data = _find_identity(device)
     if data is not None:
         identity = decode_identity(data, device=name)
@@ -101,6 +101,14 @@ def _claim_place(context: StoreContext, name: str, url: str, device: Device, kno
         if identity.device in known:
             raise InvalidInput(
                 f"{url} holds a device that this store has given up or knows under another name: give an empty folder",
+                device=name,
+                url=url,
+            )
+        if next(device.iter_objects(""), None) is not None:
+            raise InvalidInput(
+                f"{url} holds objects of this store and is a device that this catalog does not know: the catalog is an old "
+                f"copy, or its last rebuild missed it. Run `tensorkeep rebuild-catalog --force --from {url}`, or give an "
+                "empty folder",
                 device=name,
                 url=url,
             )

@@ -5,12 +5,12 @@ the commit's transaction is done, and running the push again sends only what is 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tensorkeep.catalog.protocol import CommitRequest, Committed, Location, Needed, ObjectKey
-from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotEnoughCopies, Unavailable
+from tensorkeep.errors import AlreadyExists, Conflict, Integrity, InvalidInput, NotEnoughCopies, Unavailable
 from tensorkeep.planning.choosing import check_split
 from tensorkeep.planning.placement import DeviceShare, PartToPlace, check_policy, place_parts
 from tensorkeep.planning.splitting import PlannedPart
@@ -89,6 +89,7 @@ def push(
     failpoints = context.runtime.failpoints
     check_split(options.split, options.part_size)
     epoch = context.catalog.info().epoch
+    scanned_at = context.runtime.clock.now()
     sources = open_sources(source)
     target = _find_target(context, parse_model_name(model), options)
     base = _open_base(context, target, options)
@@ -143,7 +144,7 @@ def push(
     )
     failpoints.hit("push.done")
     sha256s = {file.path: file.sha256 for file in assembled.manifest.files}
-    cache.remember(((s, sha256s[s.path]) for s in sources), now=context.runtime.clock.now())
+    cache.remember(((s, sha256s[s.path]) for s in sources), scanned_at=scanned_at)
     report = PushReport(
         created=created,
         files=len(sources),
@@ -255,13 +256,19 @@ class _Push:
         )
         self._heal(keys, self._target.metadata_copies)
 
+    def _soft(self) -> list[str]:
+        """Return the devices whose copies the commit will not count."""
+        soft = [facts.id for facts in self._target.devices if facts.durability == "soft"]
+        return [] if self._options.allow_soft else soft
+
     def _heal(self, keys: Sequence[ObjectKey], copies: int) -> None:
         """Copy objects that have fewer reachable good copies than they owe, each from a good one, verified.
 
         All are placed together, also those that lack nothing, so that a new device gets its share.
         """
         found = self._context.catalog.locate(keys)
-        objects = [_held_part(found.get(key, []), self._target.down) for key in keys]
+        uncounted = {*self._target.down, *self._soft()}
+        objects = [_held_part(found.get(key, []), uncounted) for key in keys]
         if all(len(held.holders) >= copies for held in objects):
             return
         shares = _shares(self._context, self._target)
@@ -434,8 +441,8 @@ def _open_base(context: StoreContext, target: _Target, options: PushOptions) -> 
     try:
         manifest = open_manifest(context, version)
         return Base(manifest, open_checks(context, version, manifest))
-    except NotEnoughCopies:
-        # The parent's structure is on devices that are gone: the push stores everything anew instead of failing.
+    except (NotEnoughCopies, Integrity):
+        # The parent's structure is on devices that are gone, or damaged: the push stores everything anew, which heals it.
         return None
 
 
@@ -449,11 +456,11 @@ def _place(context: StoreContext, plan: PushPlan, target: _Target) -> dict[int, 
     return dict(zip(numbers, placed, strict=True))
 
 
-def _held_part(locations: Sequence[Location], down: Sequence[str]) -> PartToPlace:
-    """Return an object with the devices that keep a good copy of it and can be reached."""
+def _held_part(locations: Sequence[Location], uncounted: Collection[str]) -> PartToPlace:
+    """Return an object with the devices that keep a good copy of it, can be reached, and count."""
     good = {location.device for location in locations if location.state in ("live", "stored")}
     size = max((location.length for location in locations), default=0)
-    return PartToPlace(size, None, frozenset(good.difference(down)))
+    return PartToPlace(size, None, frozenset(good.difference(uncounted)))
 
 
 def _shares(context: StoreContext, target: _Target) -> list[DeviceShare]:

@@ -46,17 +46,21 @@ class StatCache:
         known = self._known.get(real_path)
         return known.sha256 if known is not None and _stamp(known) == stamp else None
 
-    def remember(self, hashed: Iterable[tuple[PushSource, str]], *, now: datetime) -> None:
-        """Keep what was hashed just now; stamps too young to be believed are left out."""
+    def remember(self, hashed: Iterable[tuple[PushSource, str]], *, scanned_at: datetime) -> None:
+        """Keep what was hashed; stamps that were too young when the files were scanned are left out.
+
+        The moment counts at which the stamps were taken, before the files were read: however long the push took since, a write
+        may have followed the hash within the resolution of the stamp's times.
+        """
         if self._path is None:
             return
-        now_ns = int(now.timestamp() * 1e9)
+        scanned_ns = int(scanned_at.timestamp() * 1e9)
         known = self._read()
         for source, sha256 in hashed:
             if source.identity is None:
                 continue
             real_path, stamp = source.identity
-            if max(stamp.modified_ns, stamp.changed_ns) < now_ns - _DISTRUST_NS:
+            if max(stamp.modified_ns, stamp.changed_ns) < scanned_ns - _DISTRUST_NS:
                 known[real_path] = KnownFile(*stamp, sha256)
             else:
                 known.pop(real_path, None)
