@@ -3,8 +3,9 @@
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ CATALOG_FILE = "catalog.sqlite"
 NOTE_FILE = "store.json"
 LOCAL_DEVICE = Path("devices") / "local"
 _NOTE_FORMAT = 1
+_UNFINISHED_CATALOG = re.compile(rf"{re.escape(CATALOG_FILE)}\.[0-9A-Z]{{26}}\.new(-journal)?\Z")
 
 
 class StoreNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,14 +106,23 @@ def find_note(folder: Path) -> StoreNote | None:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock: two processes that make or rebuild one store take turns."""
+def folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a folder's lock: two processes that make or rebuild one store take turns. Shared ones hold it together."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked_folder(folder: Path, *, shared: bool) -> Iterator[None]:
+    """Hold a folder's lock as `folder_lock` does, and translate what the system says against it."""
+    with ExitStack() as stack:
+        with _translated(folder):
+            stack.enter_context(folder_lock(folder, shared=shared))
+        yield
 
 
 def _create_folder_store(folder: Path, policy: Policy, runtime: Runtime) -> None:
@@ -119,7 +130,7 @@ def _create_folder_store(folder: Path, policy: Policy, runtime: Runtime) -> None
         raise InvalidInput(f"{policy}: this version writes whole copies only; use --replicas {policy.losses + 1}")
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file, not a store's folder", store=str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     with folder_lock(folder):
         if (folder / CATALOG_FILE).exists():
             return
@@ -129,12 +140,24 @@ def _create_folder_store(folder: Path, policy: Policy, runtime: Runtime) -> None
         catalog.close()
 
 
+def _make_folder(folder: Path) -> None:
+    """Make a folder and what leads to it, durably: what is stored in it must not hang on an entry that a power cut takes."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _check_empty(folder: Path, names: Sequence[str]) -> None:
-    # Names that begin like the catalog's are what a killed creation left behind.
-    left = [name for name in names if not name.startswith((f".{CATALOG_FILE}", f"{CATALOG_FILE}.", f".{NOTE_FILE}"))]
+    # What a killed creation left behind: a half-made catalog under another name, and a note that has not got its own.
+    left = [name for name in names if not (_UNFINISHED_CATALOG.match(name) or name.startswith(f".{NOTE_FILE}."))]
     if not left:
         return
-    if NOTE_FILE in left or "devices" in left:
+    if NOTE_FILE in left or "devices" in left or any(CATALOG_FILE in name for name in left):
         raise NotFound(
             f"the catalog of the store {folder} is gone: run `tensorkeep --store {folder} rebuild-catalog`",
             store=str(folder),

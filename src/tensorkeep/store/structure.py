@@ -1,6 +1,7 @@
 """Opening a version: its manifest and checks, from the catalog or from any good copy on a device, verified either way."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.devices.protocol import Device
@@ -70,7 +71,8 @@ def read_object(context: StoreContext, key: ObjectKey) -> bytes:
                 reasons.append(f"{location.name} on device {names[location.device]}: {error.message}")
     finally:
         if damaged and not context.read_only:
-            context.catalog.record_checked(good=[], bad=damaged)
+            with suppress(TensorkeepError):  # a note that can't be written now is written by the next reader
+                context.catalog.record_checked(good=[], bad=damaged)
     message = f"no good copy of {key.kind} {key.digest.hex()} is left: {'; '.join(reasons) or 'the catalog knows none'}"
     if damaged:
         raise Integrity(message, object=key.digest.hex(), kind=key.kind.value)
