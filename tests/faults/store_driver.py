@@ -1,0 +1,188 @@
+"""A process that does one thing to a store and may be killed at it.
+
+`Driver` keeps one interpreter with everything imported, which forks for each job: a fork costs milliseconds, a new
+interpreter half a second. The parent has one thread, so forking is safe. Jobs and answers are lines of JSON.
+"""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import tensorkeep
+from tensorkeep.catalog import sqlite
+from tensorkeep.devices import LocalDevice, local_path
+from tensorkeep.devices.protocol import Device
+from tensorkeep.records.device import DeviceFacts
+from tensorkeep.runtime import Runtime
+from tensorkeep.store.fleet import open_by_facts
+from tensorkeep.store.store import Store
+from tests.faults.store_world import MIB, MODEL, World, small_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class KillAt:
+    """Failpoints that kill the process, as ``kill -9`` does, at the n-th hit of a name."""
+
+    def __init__(self, name: str | None, number: int) -> None:
+        self._name = name
+        self._left = number
+        self._lock = threading.Lock()
+
+    def hit(self, name: str) -> None:
+        """Die if it is time."""
+        if name != self._name:
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Driver:
+    """The process, seen from the tests. A context manager."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.store_driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+        )
+        self.pid = 0
+
+    def start(self, **job: Any) -> None:
+        """Start a job; ``pid`` is the process that does it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        self.pid = self.read()["pid"]
+
+    def read(self) -> dict[str, Any]:
+        """Return the next thing that the job says; ``exit`` comes last: a status, or minus the signal that killed it."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the driver is gone"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def finish(self) -> tuple[int, list[dict[str, Any]]]:
+        """Return how the job ended, and all that it said until then."""
+        said = []
+        while "exit" not in (answer := self.read()):
+            said.append(answer)
+        return answer["exit"], said
+
+    def run(self, **job: Any) -> int:
+        """Do a job and return how it ended."""
+        self.start(**job)
+        return self.finish()[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+# ------------------------------------------------------------------ inside the process
+
+
+def _say(**answer: Any) -> None:
+    os.write(1, (json.dumps(answer) + "\n").encode())  # one call: lines of two processes do not mix
+
+
+def _serve() -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(write_end)
+            os.read(read_end, 1)  # until the parent has said who this is
+            _die_after(job)
+        _say(pid=child)
+        os.close(read_end)
+        os.close(write_end)
+        _, status = os.waitpid(child, 0)
+        _say(exit=os.waitstatus_to_exitcode(status))
+
+
+def _die_after(job: dict[str, Any]) -> None:
+    status = 1
+    try:
+        _work(job)
+        status = 0
+    except BaseException:  # noqa: BLE001 - a forked child must never get out of here
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _work(job: dict[str, Any]) -> None:
+    lossy = bool(job.get("lossy"))
+    if lossy:
+        _forget_to_sync()
+    world = World(Path(job["folder"]), replicas=job.get("replicas", 2), snapshot_every=job.get("snapshot_every", 1000))
+    failpoints = KillAt(job.get("kill"), job.get("number", 1))
+    if job["verb"] == "rebuild":
+        tensorkeep.rebuild_catalog(
+            world.location, force=job.get("force", False), runtime=Runtime(failpoints=failpoints)
+        )
+        return
+    _VERBS[job["verb"]](world.open(failpoints=failpoints, opener=_open_lossy if lossy else open_by_facts), job)
+
+
+def _push(store: Store, job: dict[str, Any]) -> None:
+    store.push(job["source"], MODEL, part_size=MIB)
+
+
+def _push_many(store: Store, job: dict[str, Any]) -> None:
+    """Push version after version, and say of each one that it is acknowledged as soon as it is."""
+    for turn in range(job["first"], job["first"] + job["count"]):
+        version = store.push(small_weights(turn), MODEL, part_size=MIB, tag=f"v{turn}")
+        _say(acknowledged=turn, version=version.id)
+
+
+def _collect(store: Store, job: dict[str, Any]) -> None:
+    store.gc(grace_s=0)
+
+
+_VERBS = {"push": _push, "push_many": _push_many, "gc": _collect}
+
+
+def _open_lossy(facts: DeviceFacts, runtime: Runtime) -> Device:
+    return LocalDevice(local_path(facts.url), runtime=runtime, url=facts.url, fsync=False)
+
+
+def _forget_to_sync() -> None:
+    """Make every catalog that is opened from now on trust the system's cache."""
+    configure = sqlite._configure
+
+    def configure_lossy(connection: sqlite3.Connection, *, read_only: bool) -> None:
+        configure(connection, read_only=read_only)
+        connection.execute("PRAGMA synchronous=OFF")
+
+    setattr(sqlite, "_configure", configure_lossy)  # noqa: B010 - mypy lets no function be assigned
+
+
+if __name__ == "__main__":
+    _serve()
