@@ -165,6 +165,46 @@ def test_a_damaged_journal_entry_costs_no_more_than_what_it_told(entry: int, tmp
         assert store.model(model.name).load()["w"].tobytes() == arrays(2)["w"].tobytes()
 
 
+def test_gc_spares_the_parts_of_versions_whose_structure_a_rebuild_could_not_read(tmp_path: Path) -> None:
+    site = Site(tmp_path, 1)
+    with site.create() as store:
+        store.push(arrays(1), "m")
+        store.push(arrays(2), "other")
+    site.catalog.unlink()
+    manifests = [path for path in (site.folder / "d0" / "manifests").rglob("*") if path.is_file()]
+    for path in manifests:
+        path.rename(site.folder / path.name)
+    assert len(site.rebuild().missing) == 2
+    with site.open() as store:
+        with pytest.raises(Conflict, match="rebuild-catalog --force"):
+            store.gc(grace_s=0)
+        store.rm_model("other")
+    for path in manifests:
+        (site.folder / path.name).rename(path)
+    site.rebuild(force=True)
+    with site.open() as store:
+        store.gc(grace_s=0)
+        assert store.verify().ok
+        assert store.model("m").load()["w"].tobytes() == arrays(1)["w"].tobytes()
+
+
+def test_a_torn_copy_of_what_no_version_uses_does_not_stop_a_rebuild(tmp_path: Path) -> None:
+    site = Site(tmp_path, 2)
+    with site.create() as store:
+        store.push(arrays(1), "m", replicas=2)
+        store.push(arrays(2), "other", replicas=2)
+        store.rm_model("other")
+    site.catalog.unlink()
+    for path in (site.folder / "d1" / "parts").rglob("*"):
+        if path.is_file():
+            os.truncate(path, 10)
+    assert any("torn copy" in what for what in site.rebuild().missing)
+    with site.open() as store:
+        assert store.model("m").load()["w"].tobytes() == arrays(1)["w"].tobytes()
+        store.push(arrays(2), "other", replicas=2)
+        assert store.model("other").load()["w"].tobytes() == arrays(2)["w"].tobytes()
+
+
 def test_a_rebuild_takes_devices_where_they_are_found(tmp_path: Path) -> None:
     site = Site(tmp_path / "old", 1)
     with tensorkeep.open(tmp_path / "old" / "store") as store:  # its device lies inside it

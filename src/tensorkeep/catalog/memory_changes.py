@@ -24,6 +24,7 @@ from tensorkeep.records.history import (
 )
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.names import check_device_name, check_ref_name, is_version_prefix
+from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import parse_policy
 
 
@@ -102,6 +103,9 @@ def set_policy(state: MemoryState, model: str | None, policy: str) -> list[Chang
 
 def condemn(state: MemoryState, *, grace_s: float, now: datetime) -> GcSummary:
     """Condemn every row that nothing needs, as `_is_doomed` says."""
+    rules.refuse_unknown_structure(
+        [id_ for id_, row in state.versions.items() if not any(key.kind is ObjectKind.CHECKS for key in row.keys)]
+    )
     before = sum(row.location.state == "condemned" for row in state.locations.values())
     doomed = [n for n, row in state.locations.items() if _is_doomed(state, row, grace_s=grace_s, now=now)]
     for number in doomed:

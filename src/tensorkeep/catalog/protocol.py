@@ -357,6 +357,10 @@ class Catalog(Protocol):
 
         Also condemned: bad rows of objects that have all the copies they owe without them, and rows that were staged by a
         session that is not alive (nobody counts them, and their upload may have left bytes). A grace of 0 spares nobody.
+
+        Raises:
+            Conflict: the catalog is stale, or a rebuild found no structure of a version (``reason="unknown_structure"``):
+                what it refers to is not known.
         """
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:

@@ -234,6 +234,22 @@ def refuse_referenced(version: str, pointing: Sequence[RefFacts]) -> None:
         )
 
 
+def refuse_unknown_structure(versions: Sequence[str]) -> None:
+    """Return if there are none of these versions, whose parts nobody knows since a rebuild found no structure of them.
+
+    Raises:
+        Conflict: ``reason="unknown_structure"``; collecting could delete their parts.
+    """
+    if versions:
+        raise Conflict(
+            f"nothing is collected: the structure of version {', '.join(versions[:5])} could not be read when the catalog was "
+            "rebuilt, so that its parts look unused. Bring back what keeps it and run `tensorkeep rebuild-catalog --force`, "
+            "or give the version up with `tensorkeep rm`",
+            reason="unknown_structure",
+            versions=list(versions),
+        )
+
+
 def refuse_other_model(wanted: ModelFacts, present: ModelFacts | None) -> None:
     """Return if the model that has a name now, if any, is the one that a push means.
 

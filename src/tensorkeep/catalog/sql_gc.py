@@ -15,11 +15,13 @@ from tensorkeep.catalog.protocol import GcSummary
 from tensorkeep.catalog.sql_owing import owed_by_version, usable_copies
 from tensorkeep.catalog.sql_push import delete_unused_parts, is_unused
 from tensorkeep.records.json_text import format_time
+from tensorkeep.records.naming import ObjectKind
 
 
 def condemn(connection: Connection, *, grace_s: float, dry_run: bool, now: datetime) -> GcSummary:
     """Condemn what `doomed` says, or only count it."""
     table = schema.locations
+    rules.refuse_unknown_structure(_unknown_versions(connection))
     before = connection.execute(select(func.count()).where(table.c.state == "condemned")).scalar_one()
     condition = doomed(connection, grace_s=grace_s, now=now)
     count = size = last = 0
@@ -78,6 +80,17 @@ def _next_candidates(connection: Connection, condition: ColumnElement[bool], aft
     column = schema.locations.c.part_id
     query = select(column).where(column > after, condition).distinct().order_by(column).limit(CHUNK)
     return connection.execute(query).scalars().all()
+
+
+def _unknown_versions(connection: Connection) -> Sequence[str]:
+    """Return the versions without a checks object, which a rebuild could not read: their parts are not known either."""
+    pairs, parts, versions = schema.version_parts, schema.parts, schema.versions
+    known = (
+        select(pairs.c.version)
+        .join(parts, parts.c.id == pairs.c.part_id)
+        .where(parts.c.kind == ObjectKind.CHECKS.value)
+    )
+    return connection.execute(select(versions.c.id).where(versions.c.number.not_in(known))).scalars().all()
 
 
 def _owed(connection: Connection) -> ColumnElement[int]:

@@ -255,7 +255,11 @@ def _make_image(found: _Found, journal: FoundJournal) -> CatalogImage:
         entries=list(journal.rows),
         flushed=journal.flushed,
         objects=objects,
-        locations=[_judge(location, sizes) for location in locations],
+        locations=[
+            _judge(location, sizes)
+            for location in locations
+            if location.key in sizes or _fits_others(found, location, copies[location.key])
+        ],
         manifests=manifests,
     )
 
@@ -280,6 +284,18 @@ def _list_device(device_id: str, device: Device) -> list[Location]:
                 )
             )
     return rows
+
+
+def _fits_others(found: _Found, location: Location, copies: Sequence[Location]) -> bool:
+    """Return whether a copy of an object that no version refers to may be used: where copies differ in size, one is torn."""
+    if len({copy.length for copy in copies}) == 1:
+        return True
+    if _read_good(found, {location.key: [location]}, location.key) is not None:
+        return True
+    found.missing.append(
+        f"the whole of {location.name}, a torn copy that no version needs and that is left where it is"
+    )
+    return False
 
 
 def _judge(location: Location, sizes: dict[ObjectKey, int]) -> Location:
