@@ -124,15 +124,15 @@ class CommandLine:
         return kept | {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.home / "caches"), "COLUMNS": "200"} | more
 
     def start(
-        self, *words: object, store: Path | None = None, program: tuple[str, ...] = ()
+        self, *words: object, store: Path | None = None, program: tuple[str, ...] = (), talk: bool = False
     ) -> "subprocess.Popen[str]":
-        """Start a command and return its process."""
+        """Start a command and return its process; with ``talk`` it waits for what the test writes to it."""
         more = {} if store is None else {"TENSORKEEP_STORE": str(store)}
         return subprocess.Popen(
             [sys.executable, *(program or ("-m", "tensorkeep")), *map(str, words)],
             env=self.environment(**more),
             cwd=self.home,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
