@@ -23,6 +23,7 @@ from tensorkeep.catalog.sqlite import (
     refuse_companions,
     remove_companions,
     translate_os_error,
+    without_writers,
 )
 from tensorkeep.errors import AlreadyExists, TensorkeepError
 from tensorkeep.records.history import StoreChanged
@@ -107,11 +108,16 @@ def open_catalog(
 def install_catalog(built: str, final: str) -> None:
     """Put a finished and closed catalog file in the place of another (paths), durably; the old one is gone.
 
-    The old file's rollback journal goes first: SQLite would play it back into the new file.
+    The old file's rollback journal goes first: SQLite would play it back into the new file. For the same reason no transaction
+    may be under way on the old one.
+
+    Raises:
+        Unavailable: another process has held the old catalog's lock for too long.
     """
     try:
-        remove_companions(final)
-        os.replace(built, final)
+        with without_writers(final):
+            remove_companions(final)
+            os.replace(built, final)
         remove_companions(built)
         _sync_folder(os.path.dirname(final))
     except OSError as error:

@@ -9,6 +9,8 @@ import errno
 import os
 import sqlite3
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +21,7 @@ from sqlalchemy.pool import QueuePool
 from tensorkeep.catalog.database import WRITES, Database
 from tensorkeep.errors import (
     Capacity,
+    Conflict,
     Integrity,
     Internal,
     InvalidInput,
@@ -95,6 +98,8 @@ def translate_error(error: BaseException, path: str) -> TensorkeepError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     said = f"{error} ({getattr(error, 'sqlite_errorname', type(error).__name__)})"
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return Conflict(f"the catalog {path} was rebuilt meanwhile, and nothing was changed: try again", path=path)
     match primary:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return Unavailable(f"the catalog {path} is locked by another process for too long: try again", path=path)
@@ -151,6 +156,29 @@ def refuse_companions(path: str) -> None:
             raise Integrity(
                 f"{path}{suffix} is left of a catalog that is gone: put the catalog back, or {_REMEDY}", path=path
             )
+
+
+@contextmanager
+def without_writers(path: str) -> Iterator[None]:
+    """Keep every transaction out of a catalog while its file is replaced; a file that is no database has none.
+
+    Without this, a transaction under way could leave its rollback journal beside the new file. One that begins later finds
+    that its file has moved and fails (SQLITE_READONLY_DBMOVED).
+
+    Raises:
+        Unavailable: another process has held its lock for too long.
+    """
+    with ExitStack() as stack:
+        try:
+            connection = sqlite3.connect(
+                f"file:{quote(os.fsencode(path))}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None
+            )
+            stack.callback(connection.close)
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise translate_error(error, path) from error
+        yield
 
 
 def remove_companions(path: str) -> None:

@@ -87,8 +87,8 @@ class Fleet:
                     identity = _read_identity(member.facts, member.device)
                     self._check_same(member.facts, identity)
                     heads.append(_read_head(member.facts, member.device, identity))
-                except Unavailable:
-                    self._distrust(member.facts.id)
+                except TensorkeepError:
+                    self._distrust(member.facts.id)  # it can't tell any more; its next use finds out why
         return tuple(heads)
 
     def check_epoch(self, facts: DeviceFacts, device: Device, epoch: int) -> None:

@@ -12,6 +12,7 @@ from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Conflict, NotFound, TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.opening import locked_folder
 from tensorkeep.store.reports import GcReport
 
 _PAGE = 1000
@@ -19,8 +20,9 @@ _PAGE = 1000
 
 @dataclass(slots=True)
 class _Sweep:
-    """What was deleted and what waits."""
+    """What was deleted and what waits; ``epoch`` is that of the catalog that condemned."""
 
+    epoch: int
     deleted: int = 0
     deleted_bytes: int = 0
     unreachable: set[str] = field(default_factory=set)
@@ -31,8 +33,8 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport
     context.fleet.recheck()
     catalog, clock = context.catalog, context.runtime.clock
     _refuse_unseen(context)
+    sweep, swept = _Sweep(catalog.info().epoch), 0
     summary = catalog.condemn(grace_s=grace_s, dry_run=dry_run, heads=context.fleet.heads(), now=clock.now())
-    sweep, swept = _Sweep(), 0
     if not dry_run:
         context.runtime.failpoints.hit("gc.condemned")
         _delete_condemned(context, sweep, grace_s)
@@ -111,19 +113,22 @@ def _delete_rows(
     context: StoreContext, facts: DeviceFacts, device: Device, rows: Sequence[Location], sweep: _Sweep
 ) -> None:
     failpoints = context.runtime.failpoints
-    try:
-        # A catalog that a rebuild has replaced must not delete what the new one may need.
-        context.fleet.check_epoch(facts, device, context.catalog.info().epoch)
-        for row in rows:
-            device.delete(row.name)
-        failpoints.hit("gc.deleted")
-        device.flush()
-        failpoints.hit("gc.flushed")
-        gone = [row for row in rows if _is_absent(device, row)]
-    except TensorkeepError:
-        sweep.unreachable.add(facts.name)
-        return
-    context.catalog.drop([row.id for row in gone])
+    # A rebuild waits for this lock. Without it, it could list an object that is deleted a moment later, and offer it to pushes.
+    with locked_folder(context.folder, shared=True):
+        try:
+            # A catalog that a rebuild has replaced must not delete what the new one may need.
+            context.fleet.check_epoch(facts, device, sweep.epoch)
+            for row in rows:
+                device.delete(row.name)
+            failpoints.hit("gc.deleted")
+            device.flush()
+            failpoints.hit("gc.flushed")
+            gone = [row for row in rows if _is_absent(device, row)]
+        except TensorkeepError:
+            sweep.unreachable.add(facts.name)
+            return
+        if context.catalog.info().epoch == sweep.epoch:  # else row numbers mean other rows now
+            context.catalog.drop([row.id for row in gone])
     failpoints.hit("gc.dropped")
     sweep.deleted += len(gone)
     sweep.deleted_bytes += sum(row.length for row in gone)
