@@ -355,6 +355,8 @@ def _read_good(found: _Found, copies: dict[ObjectKey, list[Location]], key: Obje
 
 def _install(folder: Path, image: CatalogImage, found: _Found, runtime: Runtime) -> str | None:
     """Write the new catalog aside, then put it in place; return what the old one is called now."""
+    for left in folder.glob(f".{CATALOG_FILE}.rebuilt-*"):
+        left.unlink()  # of a rebuild that was killed: this one holds the folder's lock
     aside = folder / f".{CATALOG_FILE}.rebuilt-{new_ulid(runtime)}"
     catalog = create_empty_catalog(f"sqlite:///{aside}", store=found.store, runtime=runtime)
     catalog.load_image(image, now=runtime.clock.now())
