@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 import tensorkeep
-from tensorkeep import InvalidInput
+from tensorkeep import AlreadyExists, InvalidInput
 from tensorkeep.store.sources import open_sources
 from tensorkeep.store.stat_cache import StatCache
 
@@ -86,3 +89,38 @@ def test_a_device_that_an_old_copy_of_the_catalog_does_not_know_is_not_taken_for
     shutil.copy(tmp_path / "new", catalog)
     with tensorkeep.open(tmp_path / "store") as store:
         assert store.verify().ok
+
+
+def test_first_pushes_of_several_processes_at_once_share_one_device(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy, tensorkeep\n"
+        "store = tensorkeep.open(sys.argv[1])\n"
+        "store.push({'w': numpy.full(9, int(sys.argv[2]))}, 'm' + sys.argv[2])\n"
+    )
+    location = tmp_path / "store"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, location, str(number)], stderr=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    assert [process.communicate(timeout=120)[1] for process in processes] == ["", "", ""]
+    with tensorkeep.open(location) as store:
+        assert [device.facts.name for device in store.devices.list()] == ["local"]
+        assert [int(store.model(f"m{number}").load()["w"][8]) for number in range(3)] == [0, 1, 2]
+        assert store.verify().ok
+
+
+def test_one_place_added_by_several_threads_at_once_is_one_device(tmp_path: Path) -> None:
+    store = tensorkeep.init(tmp_path / "store")
+
+    def add(number: int) -> bool:
+        try:
+            store.devices.add(f"d{number}", str(tmp_path / "place"), bandwidth=GIB)
+        except AlreadyExists:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(add, range(4))) == 1
+    with store:
+        assert [device.problem for device in store.devices.list()] == [None]
+        store.push({"w": np.ones(9)}, "m")

@@ -12,6 +12,7 @@ from tensorkeep.records.names import check_device_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import write_identity
 from tensorkeep.store.journal import new_ulid, record_change
+from tensorkeep.store.opening import locked_folder
 
 
 def add_device(
@@ -32,35 +33,39 @@ def add_device(
         if value is not None and value <= 0:
             raise InvalidInput(f"the {label} of device {name} must be over 0, not {value}", device=name)
     canonical = normalize_url(url)
-    present = context.catalog.list_devices()
-    for facts in present:
-        if facts.name.casefold() == name.casefold():
-            raise AlreadyExists(
-                f"device {facts.name} exists ({facts.url}, {facts.state}): choose another name", device=name
-            )
-        if facts.url == canonical and facts.state == "active":
-            raise AlreadyExists(f"{facts.url} is the device {facts.name} already: choose another place", device=name)
-    device = open_device(canonical, runtime=context.runtime, rate_limit_bytes_per_s=rate_limit)
-    _claim_place(context, name, canonical, device, {facts.id for facts in present})
-    device.prepare()
-    measured = bandwidth or measure_bandwidth(device, runtime=context.runtime)
-    facts = DeviceFacts(
-        id=new_ulid(context.runtime),
-        name=name,
-        url=canonical,
-        zone=zone or name,
-        durability=device.durability,
-        capacity=capacity,
-        bandwidth=measured,
-        rate_limit=rate_limit,
-        untrusted=untrusted,
-    )
-    info = context.catalog.info()
-    write_identity(device, facts.id, store=info.store, epoch=info.epoch, runtime=context.runtime)
-    record_change(
-        context,
-        lambda heads: context.catalog.change_device(None, facts, heads=heads, now=context.runtime.clock.now()),
-    )
+    # Whoever comes second finds the first one's row: it must not replace the identity that the first one wrote.
+    with locked_folder(context.folder, shared=False):
+        present = context.catalog.list_devices()
+        for facts in present:
+            if facts.name.casefold() == name.casefold():
+                raise AlreadyExists(
+                    f"device {facts.name} exists ({facts.url}, {facts.state}): choose another name", device=name
+                )
+            if facts.url == canonical and facts.state == "active":
+                raise AlreadyExists(
+                    f"{facts.url} is the device {facts.name} already: choose another place", device=name
+                )
+        device = open_device(canonical, runtime=context.runtime, rate_limit_bytes_per_s=rate_limit)
+        _claim_place(context, name, canonical, device, {facts.id for facts in present})
+        device.prepare()
+        measured = bandwidth or measure_bandwidth(device, runtime=context.runtime)
+        facts = DeviceFacts(
+            id=new_ulid(context.runtime),
+            name=name,
+            url=canonical,
+            zone=zone or name,
+            durability=device.durability,
+            capacity=capacity,
+            bandwidth=measured,
+            rate_limit=rate_limit,
+            untrusted=untrusted,
+        )
+        info = context.catalog.info()
+        write_identity(device, facts.id, store=info.store, epoch=info.epoch, runtime=context.runtime)
+        record_change(
+            context,
+            lambda heads: context.catalog.change_device(None, facts, heads=heads, now=context.runtime.clock.now()),
+        )
     return facts
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tensorkeep.errors import AlreadyExists
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.names import parse_revision
 from tensorkeep.store import device_admin, gc, revisions, usage
@@ -324,4 +325,9 @@ class Store:
         """Add a device inside the store's folder where there is none at all, so that a first push needs no set-up."""
         if self._context.read_only or self._context.catalog.list_devices():
             return
-        self.devices.add("local", str((self._context.folder / LOCAL_DEVICE).absolute()))
+        try:
+            self.devices.add("local", str((self._context.folder / LOCAL_DEVICE).absolute()))
+        except AlreadyExists:
+            if not self._context.catalog.list_devices():
+                raise
+            # Another first push was quicker: its device is ours.
