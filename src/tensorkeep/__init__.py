@@ -155,12 +155,14 @@ def rebuild_catalog(
     Args:
         location: as in `open`.
         sources: URLs of devices; one is enough, the journal names the others. Empty: those that the store's folder remembers.
-        force: also where the catalog is whole and up to date.
+        force: also where the catalog is whole and up to date, and where so many devices are away that they alone may hold
+            acknowledged changes.
         runtime: as in `open`.
 
     Raises:
         NotFound: no device can be read.
         AlreadyExists: there is nothing to rebuild.
+        NotEnoughCopies: too many devices are away; or the rebuilt catalog is in its place, but its entry not on enough devices.
     """
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
     from tensorkeep.store.rebuild import rebuild_catalog as rebuild  # noqa: PLC0415
