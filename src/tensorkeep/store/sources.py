@@ -99,6 +99,8 @@ class FileSource:
                     offset += count
             finally:
                 os.close(descriptor)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise _changed(self.path) from error  # it was a file when it was scanned
         except OSError as error:
             raise _translate(error, self.real_path) from error
 
