@@ -8,6 +8,7 @@ between learns it here, before the verb is acknowledged.
 from collections.abc import Callable, Sequence
 
 from tensorkeep.catalog.protocol import Catalog, DeviceHead, JournalRow
+from tensorkeep.catalog.rules import check_heads
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Conflict, NotEnoughCopies, TensorkeepError
 from tensorkeep.records.device import DeviceFacts, counted_devices
@@ -30,6 +31,20 @@ def owed_devices(devices: Sequence[DeviceFacts], policy: str) -> int:
     """Return how many devices an entry must be on: as many as a manifest owes, of the durable ones where there are any."""
     count = len(counted_devices(devices))
     return metadata_copies(parse_policy(policy), count) if count else 0
+
+
+def refuse_stale(context: StoreContext) -> None:
+    """Return if no device is ahead of the catalog or tells another history; for verbs that may end without a transaction.
+
+    Raises:
+        Conflict: one is (``reason="stale_catalog"``).
+    """
+    heads = context.fleet.heads()  # first: what they hold by now, the catalog has
+    info = context.catalog.info()
+    digests = {(row.epoch, row.seq): row.digest for row in context.catalog.journal_rows()}
+    check_heads(
+        heads, epoch=info.epoch, last_seq=info.last_seq, find_digest=lambda epoch, seq: digests.get((epoch, seq))
+    )
 
 
 def record_change(context: StoreContext, change: Callable[[tuple[DeviceHead, ...]], int]) -> None:

@@ -23,7 +23,7 @@ from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas, metada
 from tensorkeep.records.version import VersionRecord, encode_version
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Member
-from tensorkeep.store.journal import flush_journal, new_ulid
+from tensorkeep.store.journal import flush_journal, new_ulid, refuse_stale
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_manifest import AssembledVersion, assemble_version, part_digests, same_files
@@ -92,6 +92,7 @@ def push(
     scanned_at = context.runtime.clock.now()
     sources = open_sources(source)
     target = _find_target(context, parse_model_name(model), options)
+    refuse_stale(context)
     base = _open_base(context, target, options)
     cache = StatCache(context.cache_folder)
     failpoints.hit("push.scanned")

@@ -12,7 +12,7 @@ from tensorkeep.records.names import (
     parse_revision,
 )
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.journal import record_change
+from tensorkeep.store.journal import record_change, refuse_stale
 from tensorkeep.store.reports import LogEntry, ModelSummary, PushReport, Version
 
 
@@ -118,6 +118,7 @@ def set_branch(context: StoreContext, model_name: str, name: str, revision: str)
     present = _find_ref(context, model, "branch", name)
     if present is not None and present.version == version.id:
         # It may point there since a command that was cut off before its entry was on the devices.
+        refuse_stale(context)
         record_change(context, lambda _: context.catalog.info().last_seq)
         return describe_version(context, model, version)
     return _set_ref(context, model, "branch", name, version, expected=present.version if present else None)
