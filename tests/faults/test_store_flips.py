@@ -82,7 +82,7 @@ def stored_world(world: World, source: Path) -> Iterator[World]:
     store.push(source, MODEL, tag="v1")
     assert_clean(store)
     yield world
-    world.close()
+    world.end()
 
 
 def list_stored(world: World) -> list[Stored]:

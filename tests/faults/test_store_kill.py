@@ -134,7 +134,7 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Life]]:
     lives: list[Life] = []
     yield lives
     for life in lives:
-        life.world.close()
+        life.world.end()
 
 
 @pytest.fixture
