@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import tensorkeep
-from tensorkeep import AlreadyExists, InvalidInput
+from tensorkeep import AlreadyExists, InvalidInput, NotEnoughCopies
+from tensorkeep.devices.local import LocalDevice
+from tensorkeep.runtime import Runtime
 from tensorkeep.store.sources import open_sources
 from tensorkeep.store.stat_cache import StatCache
 
@@ -124,3 +126,37 @@ def test_one_place_added_by_several_threads_at_once_is_one_device(tmp_path: Path
     with store:
         assert [device.problem for device in store.devices.list()] == [None]
         store.push({"w": np.ones(9)}, "m")
+
+
+def test_a_disk_that_is_swapped_in_mid_push_gets_nothing_that_counts(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("d0", "d1", "d2", "d3")]
+
+    class SwapAfterStaging:
+        def hit(self, name: str) -> None:
+            if name == "push.staged" and not (tmp_path / "aside").exists():
+                places[0].rename(tmp_path / "aside")
+                shutil.copytree(places[1], places[0])
+
+    with tensorkeep.init(tmp_path / "store") as store:
+        for place in places:
+            store.devices.add(place.name, str(place), bandwidth=GIB)
+    arrays = {"a": np.random.default_rng(1).standard_normal((2000, 2000), dtype=np.float32)}
+    with tensorkeep.open(tmp_path / "store", runtime=Runtime(failpoints=SwapAfterStaging())) as store:
+        store.push(arrays, "m", part_size=1 << 20)
+    shutil.rmtree(places[0])
+    (tmp_path / "aside").rename(places[0])
+    with tensorkeep.open(tmp_path / "store") as store:
+        assert store.model("m").load()["a"].tobytes() == arrays["a"].tobytes()
+        assert store.verify().ok
+
+
+def test_a_device_whose_fsync_failed_stays_suspect_after_a_verification(tmp_path: Path) -> None:
+    with tensorkeep.init(tmp_path / "store") as store:
+        store.devices.add("d0", str(tmp_path / "d0"), bandwidth=GIB)
+        store.push({"a": np.ones(3)}, "m")
+        (member,) = store._context.fleet.members()
+        assert isinstance(member.device, LocalDevice)
+        member.device._suspect = "the fsync of a part failed"
+        assert store.verify().ok
+        with pytest.raises(NotEnoughCopies, match="suspect"):
+            store.push({"a": np.ones(4)}, "m")

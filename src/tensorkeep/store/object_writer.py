@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing_extensions import Buffer
 
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
-from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Capacity, NotEnoughCopies, PermissionDenied, TensorkeepError
 from tensorkeep.runtime import WorkerPool
 from tensorkeep.store.context import StoreContext
@@ -66,6 +65,8 @@ class ObjectWriter:
         self._down = set(down)
         self._closed: dict[str, TensorkeepError] = {}
         self._devices = context.fleet.writable()
+        self._facts = {facts.id: facts for facts in context.catalog.list_devices()}
+        self._epoch = context.catalog.info().epoch
         self._names = context.fleet.names()
         self._last_heartbeat_s = context.runtime.clock.monotonic_s()
         self.tally = WriteTally()
@@ -94,7 +95,7 @@ class ObjectWriter:
             self._check_answer(new, answer)
             for location in answer.staged:
                 uploads.setdefault(location.device, []).append((new, location))
-        tasks = [self._pool.submit(self._upload, self._devices[device], work) for device, work in uploads.items()]
+        tasks = [self._pool.submit(self._upload, device, work) for device, work in uploads.items()]
         results = [task.result() for task in tasks]
         stored = [location for done, _, _ in results for _, location in done]
         failed = [(new, location, error) for _, rest, error in results for new, location in rest]
@@ -121,10 +122,11 @@ class ObjectWriter:
         )
 
     def _upload(
-        self, device: Device, work: list[tuple[NewObject, Location]]
+        self, device_id: str, work: list[tuple[NewObject, Location]]
     ) -> tuple[list[tuple[NewObject, Location]], list[tuple[NewObject, Location]], TensorkeepError | None]:
         """Return what is durable on a device, what is not, and why."""
         failpoints = self._context.runtime.failpoints
+        device = self._devices[device_id]
         written: list[tuple[NewObject, Location]] = []
         failure: TensorkeepError | None = None
         for new, location in work:
@@ -137,6 +139,8 @@ class ObjectWriter:
             written.append((new, location))
         try:
             device.flush()
+            # Durable, but where? A disk may have been swapped since its identity was checked.
+            self._context.fleet.check_epoch(self._facts[device_id], device, self._epoch)
         except TensorkeepError as error:
             return [], work, error
         failpoints.hit("push.part_flushed")

@@ -168,7 +168,7 @@ def _check_device(context: StoreContext, member: Member) -> list[Problem]:
         return [Problem("identity", IDENTITY_NAME, str(member.problem), device=name)]
     problems = []
     try:
-        context.fleet.forget(member.facts.id)
+        context.fleet.recheck()  # not `forget`: its handle knows whether an fsync failed in this process
         again = next(m for m in context.fleet.members() if m.facts.id == member.facts.id)
         if again.problem is not None:
             problems.append(Problem("identity", IDENTITY_NAME, again.problem.message, device=name))
