@@ -68,8 +68,20 @@ class ObjectWriter:
         self._facts = {facts.id: facts for facts in context.catalog.list_devices()}
         self._epoch = context.catalog.info().epoch
         self._names = context.fleet.names()
+        self._staging = threading.Lock()
+        self._room = self._find_room()
+        self._full: set[str] = set()
         self._last_heartbeat_s = context.runtime.clock.monotonic_s()
         self.tally = WriteTally()
+
+    def _find_room(self) -> dict[str, int]:
+        """Return what devices that have a capacity may still take. Another push at the same time is not counted."""
+        used = {row.device: row.bytes for row in self._context.catalog.device_usage()}
+        return {
+            device: facts.capacity - used.get(device, 0)
+            for device, facts in self._facts.items()
+            if facts.capacity is not None
+        }
 
     def write(self, objects: Sequence[NewObject]) -> None:
         """Return when every object has the copies it needs, stored and recorded.
@@ -85,10 +97,7 @@ class ObjectWriter:
 
     def _write_round(self, objects: list[NewObject]) -> list[NewObject]:
         runtime = self._context.runtime
-        requests = [self._request(new, new_ulid(runtime)) for new in objects]
-        answers = self._context.catalog.stage(
-            self._session, requests, down=sorted(self._down), allow_soft=self._allow_soft
-        )
+        answers = self._stage(objects)
         runtime.failpoints.hit("push.staged")
         uploads: dict[str, list[tuple[NewObject, Location]]] = {}
         for new, answer in zip(objects, answers, strict=True):
@@ -105,13 +114,51 @@ class ObjectWriter:
         self._count(objects, answers, stored)
         if failed:
             self._context.catalog.forget_staged(self._session, [location.id for _, location, _ in failed])
+            self._take_room([location for _, location, _ in failed], give_back=True)
             for _, location, error in failed:
                 if error is not None:
                     self._close(location.device, error)
         return list({id(new): new for new, _, _ in failed}.values())
 
+    def _stage(self, objects: Sequence[NewObject]) -> list[Staging]:
+        """Ask for places for objects, in one call; one by one where that could take more of a device than the user allows."""
+        if not self._room:
+            return self._ask(objects)
+        with self._staging:
+            total = sum(new.size_bytes for new in objects)
+            batches = [objects] if all(room >= total for room in self._room.values()) else [[new] for new in objects]
+            answers = []
+            for batch in batches:
+                given = self._ask(batch)
+                self._take_room([location for answer in given for location in answer.staged])
+                answers += given
+            return answers
+
+    def _ask(self, objects: Sequence[NewObject]) -> list[Staging]:
+        requests = [self._request(new, new_ulid(self._context.runtime)) for new in objects]
+        return self._context.catalog.stage(
+            self._session, requests, down=sorted(self._down), allow_soft=self._allow_soft
+        )
+
+    def _take_room(self, locations: Sequence[Location], *, give_back: bool = False) -> None:
+        with self._lock:
+            for location in locations:
+                if location.device in self._room:
+                    self._room[location.device] += location.length if give_back else -location.length
+
+    def _has_room(self, device: str, size_bytes: int) -> bool:
+        with self._lock:
+            if self._room.get(device, size_bytes) >= size_bytes:
+                return True
+            self._full.add(device)
+            return False
+
     def _request(self, new: NewObject, ulid: str) -> ObjectRequest:
-        candidates = tuple(d for d in new.candidates if d in self._devices and d not in self._closed)
+        candidates = tuple(
+            d
+            for d in new.candidates
+            if d in self._devices and d not in self._closed and self._has_room(d, new.size_bytes)
+        )
         return ObjectRequest(
             key=new.key,
             size_bytes=new.size_bytes,
@@ -150,7 +197,10 @@ class ObjectWriter:
         if not answer.missing:
             return
         have = len(answer.existing) + len(answer.staged)
-        reasons = "; ".join(f"{self._names[d]}: {e.message}" for d, e in self._closed.items())
+        reasons = "; ".join(
+            [f"{self._names[d]}: {e.message}" for d, e in self._closed.items()]
+            + [f"{self._names[d]}: its capacity of {self._facts[d].capacity} bytes is used up" for d in sorted(self._full)]
+        )
         if have and self._allow_degraded:
             with self._lock:
                 warning = f"some objects have only {have} of the copies they owe; repair is due"
@@ -162,7 +212,7 @@ class ObjectWriter:
             + (f" ({reasons})" if reasons else "")
             + ": free space or add devices, lower --replicas, or push with --allow-degraded"
         )
-        if any(isinstance(error, Capacity) for error in self._closed.values()):
+        if self._full or any(isinstance(error, Capacity) for error in self._closed.values()):
             raise Capacity(message, part=new.key.digest.hex())
         raise NotEnoughCopies(message, part=new.key.digest.hex())
 
