@@ -17,7 +17,15 @@ from tensorkeep.catalog.access import create_empty_catalog, install_catalog, ope
 from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
 from tensorkeep.devices.opening import normalize_url, open_device
 from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import AlreadyExists, InvalidInput, NotEnoughCopies, NotFound, TensorkeepError, Unavailable
+from tensorkeep.errors import (
+    AlreadyExists,
+    Format,
+    InvalidInput,
+    NotEnoughCopies,
+    NotFound,
+    TensorkeepError,
+    Unavailable,
+)
 from tensorkeep.records.checks import decode_checks
 from tensorkeep.records.device import DeviceFacts, DeviceIdentity, counted_devices, decode_identity
 from tensorkeep.records.history import VersionFacts
@@ -124,6 +132,8 @@ def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> None:
         return
     try:
         catalog = open_catalog(catalog_url(folder), runtime=runtime)
+    except Format:
+        raise  # of a newer tensorkeep: whole, and not this one's to replace
     except TensorkeepError:
         return
     try:
