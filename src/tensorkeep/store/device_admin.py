@@ -11,7 +11,7 @@ from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identit
 from tensorkeep.records.names import check_device_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import write_identity
-from tensorkeep.store.journal import new_ulid, record_change
+from tensorkeep.store.journal import new_ulid, record_change, refuse_stale
 from tensorkeep.store.opening import locked_folder
 
 
@@ -33,6 +33,7 @@ def add_device(
         if value is not None and value <= 0:
             raise InvalidInput(f"the {label} of device {name} must be over 0, not {value}", device=name)
     canonical = normalize_url(url)
+    refuse_stale(context)  # before the place is touched
     # Whoever comes second finds the first one's row: it must not replace the identity that the first one wrote.
     with locked_folder(context.folder, shared=False):
         present = context.catalog.list_devices()
