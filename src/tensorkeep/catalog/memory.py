@@ -186,10 +186,10 @@ class MemoryCatalog:
         with self._write() as state:
             return memory_push.stage(state, session, requests, down=frozenset(down), allow_soft=allow_soft)
 
-    def record_stored(self, session: str, locations: Sequence[int]) -> None:
-        """Move the session's staged rows to stored."""
+    def record_stored(self, session: str, locations: Sequence[int]) -> list[int]:
+        """Move the session's staged rows to stored; return those that are condemned or gone."""
         with self._write() as state:
-            memory_push.record_stored(state, session, locations)
+            return memory_push.record_stored(state, session, locations)
 
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn the session's staged rows whose upload failed."""

@@ -46,10 +46,12 @@ def stage(
     return [plan.answer(numbers) for plan in plans]
 
 
-def record_stored(state: MemoryState, session: str, locations: Sequence[int]) -> None:
-    """Move the session's staged rows to stored."""
+def record_stored(state: MemoryState, session: str, locations: Sequence[int]) -> list[int]:
+    """Move the session's staged rows to stored; return those that are condemned or gone."""
     for number in _staged(state, session, locations):
         state.set_state(number, "stored")
+    rows = [(number, state.locations.get(number)) for number in locations]
+    return [number for number, row in rows if row is None or row.location.state == "condemned"]
 
 
 def forget_staged(state: MemoryState, session: str, locations: Sequence[int], now: datetime) -> None:

@@ -311,8 +311,11 @@ class Catalog(Protocol):
             NotFound: a candidate is no device of the store.
         """
 
-    def record_stored(self, session: str, locations: Sequence[int]) -> None:
-        """Move staged rows to stored: their bytes are durable. Rows condemned meanwhile stay condemned."""
+    def record_stored(self, session: str, locations: Sequence[int]) -> list[int]:
+        """Move staged rows to stored: their bytes are durable. Return the rows that are condemned or gone meanwhile.
+
+        Those stay so, and nobody else may know that their bytes arrived: whoever put them deletes them.
+        """
 
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn rows whose upload failed, so that gc removes whatever reached the device."""

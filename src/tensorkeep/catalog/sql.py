@@ -169,10 +169,10 @@ class SqlCatalog:
         with self._db.write() as connection:
             return sql_push.stage(connection, session, requests, down=frozenset(down), allow_soft=allow_soft)
 
-    def record_stored(self, session: str, locations: Sequence[int]) -> None:
-        """Move the session's staged rows to stored."""
+    def record_stored(self, session: str, locations: Sequence[int]) -> list[int]:
+        """Move the session's staged rows to stored; return those that are condemned or gone."""
         with self._db.write() as connection:
-            sql_push.record_stored(connection, session, locations)
+            return sql_push.record_stored(connection, session, locations)
 
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn the session's staged rows whose upload failed."""

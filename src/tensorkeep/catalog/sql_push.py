@@ -52,15 +52,19 @@ def stage(
     return [plan.answer(numbers) for plan in plans]
 
 
-def record_stored(connection: Connection, session: str, locations: Sequence[int]) -> None:
-    """Move the session's staged rows to stored."""
+def record_stored(connection: Connection, session: str, locations: Sequence[int]) -> list[int]:
+    """Move the session's staged rows to stored; return those that are condemned or gone."""
     table = schema.locations
+    kept: set[int] = set()
     for chunk in chunks(locations):
+        query = select(table.c.id).where(table.c.id.in_(chunk), table.c.state != "condemned")
+        kept.update(connection.execute(query).scalars())
         connection.execute(
             update(table)
             .where(table.c.id.in_(chunk), table.c.state == "staged", table.c.session == session)
             .values(state="stored")
         )
+    return [number for number in locations if number not in kept]
 
 
 def forget_staged(connection: Connection, session: str, locations: Sequence[int], now: datetime) -> None:

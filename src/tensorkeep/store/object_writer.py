@@ -7,6 +7,7 @@ are condemned and the objects staged again elsewhere, if the policy finds room.
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from typing_extensions import Buffer
@@ -109,7 +110,8 @@ class ObjectWriter:
         stored = [location for done, _, _ in results for _, location in done]
         failed = [(new, location, error) for _, rest, error in results for new, location in rest]
         if stored:
-            self._context.catalog.record_stored(self._session, [location.id for location in stored])
+            late = self._context.catalog.record_stored(self._session, [location.id for location in stored])
+            self._remove([location for location in stored if location.id in late])
             runtime.failpoints.hit("push.part_recorded")
         self._count(objects, answers, stored)
         if failed:
@@ -167,6 +169,15 @@ class ObjectWriter:
             ulid=ulid,
             model=new.model,
         )
+
+    def _remove(self, locations: Sequence[Location]) -> None:
+        """Delete what arrived under names that gc has given up meanwhile: it may have found them absent and forgotten them.
+
+        The commit asks for these objects again.
+        """
+        for location in locations:
+            with suppress(TensorkeepError):
+                self._devices[location.device].delete(location.name)
 
     def _upload(
         self, device_id: str, work: list[tuple[NewObject, Location]]

@@ -171,11 +171,11 @@ class StageRules(CatalogFixtures):
         catalog, session = scene.catalog, scene.begin()
         [one, two, three] = [answer.staged[0] for answer in scene.stage(session, [part_key(n) for n in (1, 2, 3)])]
         other = scene.begin()
-        catalog.record_stored(other, [one.id])
+        assert catalog.record_stored(other, [one.id]) == []
         catalog.forget_staged(other, [one.id])
         assert catalog.locate([part_key(1)])[part_key(1)] == []
         catalog.forget_staged(session, [two.id])
-        catalog.record_stored(session, [one.id, two.id, three.id, 10**9])
+        assert catalog.record_stored(session, [one.id, two.id, three.id, 10**9]) == [two.id, 10**9]
         catalog.forget_staged(session, [one.id])
         assert [row.state for row in catalog.locate([part_key(1)])[part_key(1)]] == ["stored"]
         assert catalog.locate([part_key(2)])[part_key(2)] == []
