@@ -129,7 +129,7 @@ def init(
     """
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
     from tensorkeep.store.opening import open_folder  # noqa: PLC0415
-    from tensorkeep.store.push import make_policy  # noqa: PLC0415
+    from tensorkeep.store.push_target import make_policy  # noqa: PLC0415
     from tensorkeep.store.store import Store  # noqa: PLC0415
 
     context = open_folder(

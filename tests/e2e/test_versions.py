@@ -217,3 +217,10 @@ def test_copies_go_to_different_zones(store_factory: StoreFactory, models: Model
     assert not {path for path in held[0] & held[1] if path.startswith("parts/")}
     assert held[0]
     assert held[1]
+
+
+def test_a_push_run_again_with_the_tag_that_it_made_succeeds(models: Models, workshop: Workshop) -> None:
+    first = workshop.store.push({"w": np.ones(4)}, "acme/again", tag="v1")
+    again = workshop.store.push({"w": np.ones(4)}, "acme/again", tag="v1")
+    assert again.id == first.id
+    assert again.tags == ("v1",)

@@ -127,6 +127,17 @@ def test_every_acknowledged_object_survives_cuts_amid_writing(disk: CutDisk) -> 
     assert len(acknowledged) >= CYCLES * (ACKNOWLEDGED_PER_CYCLE - 1)
 
 
+def test_names_that_a_dead_writer_never_flushed_survive_once_they_are_adopted(disk: CutDisk) -> None:
+    open_on(disk).prepare()
+    disk.cut()
+    dead = open_on(disk)
+    names = {Writer(0, 0).put(dead, index) for index in range(9)}
+    heir = open_on(disk)
+    heir.adopt_names()
+    disk.cut()
+    assert damage(open_on(disk), names) == []
+
+
 def test_without_fsync_the_same_check_finds_acknowledged_objects_lost(disk: CutDisk) -> None:
     open_on(disk).prepare()
     disk.cut()

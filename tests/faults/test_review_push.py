@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tensorkeep
-from tensorkeep import AlreadyExists, InvalidInput, NotEnoughCopies
+from tensorkeep import AlreadyExists, Conflict, NotEnoughCopies
 from tensorkeep.devices.local import LocalDevice
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.sources import open_sources
@@ -85,7 +85,7 @@ def test_a_device_that_an_old_copy_of_the_catalog_does_not_know_is_not_taken_for
     shutil.copy(catalog, tmp_path / "new")
     shutil.copy(tmp_path / "old", catalog)
     identity = (d1 / "tensorkeep.json").read_bytes()
-    with tensorkeep.open(tmp_path / "store") as store, pytest.raises(InvalidInput, match="rebuild-catalog"):
+    with tensorkeep.open(tmp_path / "store") as store, pytest.raises(Conflict, match="rebuild-catalog"):
         store.devices.add("again", str(d1), bandwidth=GIB)
     assert (d1 / "tensorkeep.json").read_bytes() == identity
     shutil.copy(tmp_path / "new", catalog)

@@ -63,6 +63,10 @@ class ForwardingDevice:
         """Flush the device inside."""
         self.around("flush", "", self.inner.flush)
 
+    def adopt_names(self) -> None:
+        """Adopt the names on the device inside."""
+        self.around("adopt_names", "", self.inner.adopt_names)
+
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers."""
         self.around("read_into", name, lambda: self.inner.read_into(name, offset, buffers))

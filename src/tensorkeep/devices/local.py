@@ -100,6 +100,14 @@ class LocalDevice(LocalReader):
         if self._fsync:
             self._folders.flush()
 
+    def adopt_names(self) -> None:
+        """Fsync every folder that holds objects; their files were fsynced before they got their names."""
+        self._check_writable()
+        with translated_os_errors("listing the models", url=self._url):
+            models = [f"versions/{entry.name}" for entry in os.scandir(self._path("versions")) if entry.is_dir()]
+        self._folders.mark([*FIXED_FOLDERS, *models])
+        self.flush()
+
     def delete(self, name: str) -> None:
         """Remove an object; absence is no error, but a missing disk is."""
         folder = check_object_name(name)

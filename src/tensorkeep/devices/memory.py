@@ -88,6 +88,10 @@ class MemoryDevice:
         """Return: a put is as durable as it gets here."""
         self._present()
 
+    def adopt_names(self) -> None:
+        """Return: a put is as durable as it gets here."""
+        self._present()
+
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Copy bytes of an object into the buffers."""
         content = self.read(name)

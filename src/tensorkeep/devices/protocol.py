@@ -58,6 +58,9 @@ class Device(Protocol):
     def flush(self) -> None:
         """Return when every object put before, by any thread, is durable."""
 
+    def adopt_names(self) -> None:
+        """Make the names of all objects that are there durable, whoever put them: a writer that died before its `flush` too."""
+
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers, in order, with the bytes of an object from ``offset``. All bytes or an error."""
 

@@ -47,12 +47,15 @@ def refuse_stale(context: StoreContext) -> None:
     )
 
 
-def record_change(context: StoreContext, change: Callable[[tuple[DeviceHead, ...]], int]) -> None:
+def record_change(
+    context: StoreContext, change: Callable[[tuple[DeviceHead, ...]], int], *, policy: str | None = None
+) -> None:
     """Make a change in the catalog, and return when its entry is durable on as many devices as it owes.
 
     Args:
         context: the store.
         change: one transaction of the catalog; it is handed what the devices say, and returns the entry's seq.
+        policy: whose debt counts: the model's that is changed, the store's if None.
 
     Raises:
         NotEnoughCopies: committed, but on too few devices.
@@ -60,7 +63,7 @@ def record_change(context: StoreContext, change: Callable[[tuple[DeviceHead, ...
     """
     epoch = context.catalog.info().epoch
     seq = change(context.fleet.heads())
-    flush_journal(context.catalog, context.fleet, seq, epoch=epoch, runtime=context.runtime)
+    flush_journal(context.catalog, context.fleet, seq, epoch=epoch, runtime=context.runtime, policy=policy)
 
 
 def flush_journal(

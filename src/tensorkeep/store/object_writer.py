@@ -210,7 +210,10 @@ class ObjectWriter:
         have = len(answer.existing) + len(answer.staged)
         reasons = "; ".join(
             [f"{self._names[d]}: {e.message}" for d, e in self._closed.items()]
-            + [f"{self._names[d]}: its capacity of {self._facts[d].capacity} bytes is used up" for d in sorted(self._full)]
+            + [
+                f"{self._names[d]}: its capacity of {self._facts[d].capacity} bytes is used up"
+                for d in sorted(self._full)
+            ]
         )
         if have and self._allow_degraded:
             with self._lock:

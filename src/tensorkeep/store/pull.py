@@ -100,7 +100,7 @@ def pull_files(
             progress=ByteProgress(progress, "pull", sum(file.size_bytes for file in todo)).count,
         )
         for target in targets:
-            target.temporary.replace(target.path)
+            _publish(target, force=force)
     except OSError as error:
         raise _translate(error, destination) from error
     finally:
@@ -190,6 +190,23 @@ def _ranges(targets: Sequence[_Target]) -> tuple[list[PartRange], list[tuple[Pat
             places.append((target.temporary, offset))
             offset += extent.length
     return ranges, places
+
+
+def _publish(target: _Target, *, force: bool) -> None:
+    """Give a whole file its name; without ``force`` never in the place of one that somebody else made meanwhile."""
+    if force:
+        target.temporary.replace(target.path)
+        return
+    try:
+        os.link(target.temporary, target.path)
+    except FileExistsError as error:
+        raise AlreadyExists(
+            f"{target.path} was made during the pull: move it away, or pull with --force", path=str(target.path)
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        target.temporary.replace(target.path)  # a file system without hard links
 
 
 def _write_at(path: Path, data: memoryview, offset: int) -> None:

@@ -94,6 +94,8 @@ def _rebuild(
     found.epoch = max(identity.epoch for _, identity in found.devices.values()) + 1
     for device_id, (device, _) in found.devices.items():
         write_identity(device, device_id, store=found.store, epoch=found.epoch, runtime=runtime)
+        # A writer that died before its flush left names that a power cut may still take; from now on they count.
+        device.adopt_names()
     runtime.failpoints.hit("rebuild.epoch_raised")
     journal = read_journal(found.handles)
     found.missing += journal.notes

@@ -119,7 +119,7 @@ def set_branch(context: StoreContext, model_name: str, name: str, revision: str)
     if present is not None and present.version == version.id:
         # It may point there since a command that was cut off before its entry was on the devices.
         refuse_stale(context)
-        record_change(context, lambda _: context.catalog.info().last_seq)
+        record_change(context, lambda _: context.catalog.info().last_seq, policy=model.policy)
         return describe_version(context, model, version)
     return _set_ref(context, model, "branch", name, version, expected=present.version if present else None)
 
@@ -142,7 +142,11 @@ def remove_version(context: StoreContext, spec: str) -> Version:
     model, version = get_version(context, parse_revision(spec))
     described = describe_version(context, model, version)
     now = context.runtime.clock.now()
-    record_change(context, lambda heads: context.catalog.remove_version(model.id, version.id, heads=heads, now=now))
+    record_change(
+        context,
+        lambda heads: context.catalog.remove_version(model.id, version.id, heads=heads, now=now),
+        policy=model.policy,
+    )
     return described
 
 
@@ -151,7 +155,9 @@ def remove_model(context: StoreContext, model_name: str) -> int:
     model = get_model(context, parse_model_name(model_name))
     count = len(context.catalog.list_versions(model.id))
     now = context.runtime.clock.now()
-    record_change(context, lambda heads: context.catalog.remove_model(model.id, heads=heads, now=now))
+    record_change(
+        context, lambda heads: context.catalog.remove_model(model.id, heads=heads, now=now), policy=model.policy
+    )
     return count
 
 
@@ -174,4 +180,5 @@ def _write_ref(
     record_change(
         context,
         lambda heads: context.catalog.set_ref(model.id, kind, name, version, expected=expected, heads=heads, now=now),
+        policy=model.policy,
     )

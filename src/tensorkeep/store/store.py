@@ -16,7 +16,8 @@ from tensorkeep.store.model import Model
 from tensorkeep.store.opening import LOCAL_DEVICE, write_note
 from tensorkeep.store.progress import progress_callback
 from tensorkeep.store.pull import PullReport, pull_files
-from tensorkeep.store.push import PushOptions, make_policy, push
+from tensorkeep.store.push import push
+from tensorkeep.store.push_target import PushOptions, make_policy
 from tensorkeep.store.reports import (
     DeviceStatus,
     Diff,

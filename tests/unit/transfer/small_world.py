@@ -44,6 +44,8 @@ class FakeDevice:
 
     def flush(self) -> None: ...
 
+    def adopt_names(self) -> None: ...
+
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         length = sum(len(buffer) for buffer in buffers)
         with self._lock:

@@ -1,0 +1,256 @@
+"""A push under way: stores batches of parts, then the objects that describe them, heals what is kept, then commits."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from tensorkeep.catalog.protocol import CommitRequest, Committed, Location, Needed, ObjectKey
+from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput
+from tensorkeep.planning.placement import PartToPlace, place_parts
+from tensorkeep.planning.splitting import PlannedPart
+from tensorkeep.records.history import VersionFacts
+from tensorkeep.records.json_text import format_time
+from tensorkeep.records.naming import ObjectKind
+from tensorkeep.records.version import VersionRecord, encode_version
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.object_writer import NewObject, ObjectWriter
+from tensorkeep.store.push_manifest import AssembledVersion, part_digests, same_files
+from tensorkeep.store.push_plan import Base, PushPlan
+from tensorkeep.store.push_read import PartFact, ReadPart, ReadResult, gather_part
+from tensorkeep.store.push_target import PushOptions, PushTarget, device_shares
+from tensorkeep.store.structure import open_manifest, read_object
+from tensorkeep.transfer.hashing import hash_part
+
+_COMMIT_ROUNDS = 5
+
+
+class PushWork:
+    """One push under way. `store_batch` is called while sources are read, from several threads; `conclude` once, at the end."""
+
+    def __init__(
+        self,
+        context: StoreContext,
+        session: str,
+        target: PushTarget,
+        options: PushOptions,
+        plan: PushPlan,
+        base: Base | None,
+        writer: ObjectWriter,
+    ) -> None:
+        self._context = context
+        self._session = session
+        self._target = target
+        self._options = options
+        self._plan = plan
+        self._base = base
+        self._writer = writer
+        self._candidates = _place(context, plan, target)
+        self._any_device = tuple(facts.id for facts in target.devices)
+
+    def store_batch(self, batch: Sequence[ReadPart]) -> None:
+        """Store parts that were just read, where they are missing."""
+        self._writer.write(
+            [
+                NewObject(
+                    ObjectKey(ObjectKind.PART, part.fact.digest),
+                    part.data,
+                    part.fact.size_bytes,
+                    self._target.copies,
+                    self._candidates[part.index],
+                )
+                for part in batch
+            ]
+        )
+
+    def conclude(self, assembled: AssembledVersion, result: ReadResult) -> tuple[VersionFacts, bool, int]:
+        """Return the version, whether it is new, and the journal entry that must reach the devices (0: none)."""
+        self._heal_kept(assembled, result)
+        head = self._target.head
+        if head is not None and self._base is not None and self._is_head(assembled):
+            self._heal_head(head)
+            return head, False, self._tag_head(head)
+        if self._target.tagged:
+            raise AlreadyExists(
+                f"tag {self._options.tag!r} of {self._target.model.name} exists and points at the version before this one: "
+                "choose another (what was stored is kept for that push)",
+                tag=self._options.tag,
+            )
+        version, record = self._make_record(assembled)
+        committed = self._commit(assembled, result, version, record)
+        self._context.runtime.failpoints.hit("push.committed")
+        return committed.version, True, committed.seq
+
+    def _is_head(self, assembled: AssembledVersion) -> bool:
+        head = self._target.head
+        assert head is not None
+        manifest = open_manifest(self._context, head)
+        return same_files(manifest, assembled.manifest)
+
+    def _tag_head(self, head: VersionFacts) -> int:
+        """Tag the head and give the model its policy, where that was asked for; return the last journal entry or 0."""
+        seq = 0
+        catalog, clock = self._context.catalog, self._context.runtime.clock
+        if self._target.model_policy is not None and self._target.model_policy != self._target.model.policy:
+            seq = catalog.set_policy(
+                self._target.model.id, self._target.model_policy, heads=self._context.fleet.heads(), now=clock.now()
+            )
+        if self._options.tag is not None and not self._target.tagged:
+            seq = catalog.set_ref(
+                head.model,
+                "tag",
+                self._options.tag,
+                head.id,
+                expected=None,
+                heads=self._context.fleet.heads(),
+                now=clock.now(),
+            )
+        return seq
+
+    def _heal_kept(self, assembled: AssembledVersion, result: ReadResult) -> None:
+        """Give parts that are kept from the base the copies they owe, from a good copy."""
+        read = {fact.digest for fact in result.parts.values()}
+        kept = [ObjectKey(ObjectKind.PART, fact.digest) for fact in assembled.parts if fact.digest not in read]
+        self._heal(kept, self._target.copies)
+
+    def _heal_head(self, head: VersionFacts) -> None:
+        """Give the objects that describe the head the copies they owe."""
+        keys = (
+            ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(head.manifest)),
+            ObjectKey(ObjectKind.CHECKS, bytes.fromhex(head.checks)),
+            ObjectKey(ObjectKind.VERSION, bytes.fromhex(head.id)),
+        )
+        self._heal(keys, self._target.metadata_copies)
+
+    def _soft(self) -> list[str]:
+        """Return the devices whose copies the commit will not count."""
+        soft = [facts.id for facts in self._target.devices if facts.durability == "soft"]
+        return [] if self._options.allow_soft else soft
+
+    def _heal(self, keys: Sequence[ObjectKey], copies: int) -> None:
+        """Copy objects that have fewer reachable good copies than they owe, each from a good one, verified.
+
+        All are placed together, also those that lack nothing, so that a new device gets its share.
+        """
+        found = self._context.catalog.locate(keys)
+        uncounted = {*self._target.down, *self._soft()}
+        objects = [_held_part(found.get(key, []), uncounted) for key in keys]
+        if all(len(held.holders) >= copies for held in objects):
+            return
+        shares = device_shares(self._context, self._target)
+        placed = place_parts(objects, shares, copies=min(copies, len(shares)))
+        for key, held, candidates in zip(keys, objects, placed, strict=True):
+            if len(held.holders) < copies:
+                data = read_object(self._context, key)
+                self._writer.write([NewObject(key, data, len(data), copies, candidates, model=self._target.model.id)])
+
+    def _make_record(self, assembled: AssembledVersion) -> tuple[VersionFacts, bytes]:
+        target, options = self._target, self._options
+        now = format_time(self._context.runtime.clock.now())
+        record = VersionRecord(
+            model=target.model.id,
+            parent=target.head.id if target.head else None,
+            manifest=assembled.manifest_digest.hex(),
+            message=options.message,
+            author=options.author if options.author is not None else self._context.user,
+            created_at=now,
+            total_bytes=assembled.manifest.total_bytes,
+        )
+        version_id, data = encode_version(record)
+        facts = VersionFacts(
+            id=version_id,
+            model=record.model,
+            parent=record.parent,
+            manifest=record.manifest,
+            checks=assembled.checks_digest.hex(),
+            message=record.message,
+            author=record.author,
+            created_at=now,
+            total_bytes=record.total_bytes,
+            policy=str(target.policy),
+        )
+        return facts, data
+
+    def _commit(
+        self, assembled: AssembledVersion, result: ReadResult, version: VersionFacts, record: bytes
+    ) -> Committed:
+        failpoints = self._context.runtime.failpoints
+        metadata = {
+            ObjectKey(ObjectKind.MANIFEST, assembled.manifest_digest): assembled.manifest_body,
+            ObjectKey(ObjectKind.CHECKS, assembled.checks_digest): assembled.checks_body,
+            ObjectKey(ObjectKind.VERSION, bytes.fromhex(version.id)): record,
+        }
+        failpoints.hit("push.metadata_staged")
+        self._write_metadata(metadata)
+        failpoints.hit("push.metadata_written")
+        for _ in range(_COMMIT_ROUNDS):
+            request = self._commit_request(assembled, version)
+            failpoints.hit("push.before_commit")
+            answer = self._context.catalog.commit(request)
+            if isinstance(answer, Committed):
+                return answer
+            self._write_again(answer, metadata, result)
+        raise Conflict(f"parts of {self._target.model.name} were collected again and again meanwhile: push again")
+
+    def _commit_request(self, assembled: AssembledVersion, version: VersionFacts) -> CommitRequest:
+        target, options = self._target, self._options
+        degraded = options.allow_degraded and bool(target.down or self._writer.tally.warnings)
+        return CommitRequest(
+            session=self._session,
+            model=target.model,
+            version=version,
+            parts=part_digests(assembled.parts),
+            manifest_body=assembled.manifest_body,
+            branch=options.branch,
+            expected_head=target.head.id if target.head else None,
+            tag=options.tag,
+            copies=1 if degraded else target.copies,
+            metadata_copies=1 if degraded else target.metadata_copies,
+            allow_soft=options.allow_soft,
+            model_policy=target.model_policy,
+            heads=self._context.fleet.heads(),
+            now=self._context.runtime.clock.now(),
+        )
+
+    def _write_metadata(self, bodies: Mapping[ObjectKey, bytes]) -> None:
+        self._writer.write(
+            [
+                NewObject(
+                    key, body, len(body), self._target.metadata_copies, self._any_device, model=self._target.model.id
+                )
+                for key, body in bodies.items()
+            ]
+        )
+
+    def _write_again(self, answer: Needed, metadata: Mapping[ObjectKey, bytes], result: ReadResult) -> None:
+        """Write objects again that gc condemned, or whose copies were found bad, since they were staged."""
+        self._write_metadata({key: metadata[key] for key in answer.keys if key in metadata})
+        planned = {fact.digest: index for index, fact in result.parts.items()}
+        for key in answer.keys:
+            if key.kind is not ObjectKind.PART:
+                continue
+            index = planned.get(key.digest)
+            if index is None:
+                self._heal([key], self._target.copies)
+                continue
+            part = self._plan.split.parts[index]
+            assert isinstance(part, PlannedPart)
+            data = gather_part(self._plan, part)
+            hashed = hash_part(data)
+            if hashed.digest != key.digest:
+                raise InvalidInput("a source changed while it was pushed: nothing was committed, push again")
+            self.store_batch([ReadPart(index, PartFact(key.digest, len(data), hashed.checks), data)])
+
+
+def _place(context: StoreContext, plan: PushPlan, target: PushTarget) -> dict[int, tuple[str, ...]]:
+    """Return for each planned part the devices that should take it, best first."""
+    shares = device_shares(context, target)
+    numbers = [index for index, part in enumerate(plan.split.parts) if isinstance(part, PlannedPart)]
+    parts = [plan.split.parts[index] for index in numbers]
+    wanted = [PartToPlace(part.size_bytes, part.layer) for part in parts if isinstance(part, PlannedPart)]
+    placed = place_parts(wanted, shares, copies=min(target.copies, len(shares)))
+    return dict(zip(numbers, placed, strict=True))
+
+
+def _held_part(locations: Sequence[Location], uncounted: Collection[str]) -> PartToPlace:
+    """Return an object with the devices that keep a good copy of it, can be reached, and count."""
+    good = {location.device for location in locations if location.state in ("live", "stored")}
+    size = max((location.length for location in locations), default=0)
+    return PartToPlace(size, None, frozenset(good.difference(uncounted)))

@@ -1,0 +1,177 @@
+"""Where a push goes: its options, the model and branch it moves, the devices it may use, and the version it builds on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tensorkeep.errors import AlreadyExists, Integrity, InvalidInput, NotEnoughCopies, Unavailable
+from tensorkeep.planning.placement import DeviceShare, check_policy
+from tensorkeep.records.device import DeviceFacts, counted_devices
+from tensorkeep.records.history import ModelFacts, VersionFacts
+from tensorkeep.records.json_text import format_time
+from tensorkeep.records.names import ModelName, check_ref_name, parse_revision
+from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas, metadata_copies, parse_policy
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fleet import Member
+from tensorkeep.store.journal import new_ulid
+from tensorkeep.store.push_plan import Base
+from tensorkeep.store.revisions import get_version
+from tensorkeep.store.structure import open_checks, open_manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushOptions:
+    """What the caller of a push may choose; names as on the command line."""
+
+    branch: str = "main"
+    tag: str | None = None
+    message: str = ""
+    author: str | None = None
+    split: str = "auto"
+    part_size: int | None = None
+    policy: Policy | None = None
+    base: str | None = None
+    allow_soft: bool = False
+    allow_degraded: bool = False
+    rehash: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """What a push goes to: the model (made by the commit where it is new), the branch's head, the policy.
+
+    ``model_policy`` is the policy that the model gets, None: it keeps its own. ``down`` are devices that can't be written.
+    ``tagged`` says that the tag asked for points at the head already: a push that was cut off after its commit made it.
+    """
+
+    model: ModelFacts
+    head: VersionFacts | None
+    policy: Policy
+    model_policy: str | None
+    devices: tuple[DeviceFacts, ...]
+    down: tuple[str, ...]
+    tagged: bool = False
+
+    @property
+    def copies(self) -> int:
+        """Copies that each part owes."""
+        return self.policy.slots
+
+    @property
+    def metadata_copies(self) -> int:
+        """Copies that manifest, checks and version record owe."""
+        return metadata_copies(self.policy, len(counted_devices(self.devices)))
+
+
+def find_target(context: StoreContext, name: ModelName, options: PushOptions) -> PushTarget:
+    """Return where a push goes, once names, policy and devices were found to allow it.
+
+    Raises:
+        InvalidInput: an illegal name, or a policy that the devices can't keep.
+        AlreadyExists: the tag points at another version.
+        Unavailable: a device is down, and a degraded push was not asked for.
+        NotEnoughCopies: no device can be written.
+    """
+    check_ref_name(options.branch, kind="branch")
+    found = context.catalog.find_model(name)
+    if options.tag is not None:
+        check_ref_name(options.tag, kind="tag")
+    refs = {(ref.kind, ref.name): ref for ref in context.catalog.list_refs(found.id)} if found else {}
+    branch = refs.get(("branch", options.branch))
+    head = context.catalog.get_version(found.id, branch.version) if found and branch else None
+    tag = refs.get(("tag", options.tag or ""))
+    if tag is not None and (head is None or tag.version != head.id):
+        raise AlreadyExists(
+            f"tag {tag.name!r} of {name} exists and points at version {tag.version}: choose another", tag=tag.name
+        )
+    policy = options.policy
+    if policy is None:
+        policy = parse_policy(found.policy if found is not None and found.policy else context.catalog.info().policy)
+    context.fleet.recheck()
+    members = context.fleet.members()
+    down = tuple(member.facts.id for member in members if not member.writable)
+    _check_devices(members, policy, options)
+    model = found or ModelFacts(
+        id=new_ulid(context.runtime),
+        name=str(name),
+        policy=str(options.policy) if options.policy else None,
+        created_at=format_time(context.runtime.clock.now()),
+    )
+    return PushTarget(
+        model=model,
+        head=head,
+        policy=policy,
+        model_policy=str(options.policy) if options.policy else None,
+        devices=tuple(member.facts for member in members),
+        down=down,
+        tagged=tag is not None,
+    )
+
+
+def _check_devices(members: Sequence[Member], policy: Policy, options: PushOptions) -> None:
+    if isinstance(policy, ErasureCoded):
+        raise InvalidInput(f"{policy}: this version writes whole copies only; use --replicas {policy.losses + 1}")
+    counted = [m for m in members if m.facts.durability == "durable" or options.allow_soft]
+    if not counted and members:
+        names = ", ".join(m.facts.name for m in members)
+        raise InvalidInput(
+            f"no device is durable ({names}: soft, such as tmpfs or memory): add a durable one, or push with --allow-soft"
+        )
+    check_policy(policy, [DeviceShare(m.facts.id, m.facts.zone, 1.0, None) for m in counted])
+    unreachable = [m for m in members if not m.writable]
+    if unreachable and not options.allow_degraded:
+        raise Unavailable(
+            "; ".join(str(m.problem) for m in unreachable)
+            + " (bring it back, mark it with `tensorkeep device lost`, or push with --allow-degraded)",
+            devices=[m.facts.name for m in unreachable],
+        )
+    if len(unreachable) == len(members):
+        raise NotEnoughCopies("no device can be written: " + "; ".join(str(m.problem) for m in members))
+
+
+def open_base(context: StoreContext, target: PushTarget, options: PushOptions) -> Base | None:
+    """Return the version that the push builds on, None where there is none or its structure can't be read."""
+    version = target.head
+    if options.base is not None:
+        version = get_version(context, parse_revision(options.base))[1]
+    if version is None:
+        return None
+    try:
+        manifest = open_manifest(context, version)
+        return Base(manifest, open_checks(context, version, manifest))
+    except (NotEnoughCopies, Integrity):
+        # The parent's structure is on devices that are gone, or damaged: the push stores everything anew, which heals it.
+        return None
+
+
+def device_shares(context: StoreContext, target: PushTarget) -> list[DeviceShare]:
+    """Return the devices that can be written now, with their bandwidth and room."""
+    usage = {row.device: row.bytes for row in context.catalog.device_usage()}
+    writable = context.fleet.writable()
+    shares = []
+    for facts in target.devices:
+        if facts.id not in writable:
+            continue
+        free = writable[facts.id].free_bytes()
+        if facts.capacity is not None:
+            room = max(0, facts.capacity - usage.get(facts.id, 0))
+            free = room if free is None else min(room, free)
+        weight = float(min(facts.bandwidth or 1, facts.rate_limit or 1 << 62))
+        shares.append(DeviceShare(facts.id, facts.zone, weight, free))
+    return shares
+
+
+def make_policy(replicas: int | None, erasure: str | None) -> Policy | None:
+    """Return the policy that ``--replicas`` or ``--ec`` asks for, None where neither does.
+
+    Raises:
+        InvalidInput: both are given, or one makes no sense.
+    """
+    if replicas is not None and erasure is not None:
+        raise InvalidInput("give --replicas or --ec, not both")
+    if erasure is not None:
+        return parse_policy(f"ec={erasure}")
+    if replicas is None:
+        return None
+    if replicas < 1:
+        raise InvalidInput(f"{replicas} copies keep nothing: ask for at least 1", replicas=replicas)
+    return Replicas(replicas)
