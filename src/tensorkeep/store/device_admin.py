@@ -6,7 +6,7 @@ from tensorkeep.catalog.protocol import DeviceHead
 from tensorkeep.devices.bandwidth import measure_bandwidth
 from tensorkeep.devices.opening import normalize_url, open_device
 from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, Unavailable
 from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identity
 from tensorkeep.records.names import check_device_name
 from tensorkeep.store.context import StoreContext
@@ -33,7 +33,10 @@ def add_device(
         if value is not None and value <= 0:
             raise InvalidInput(f"the {label} of device {name} must be over 0, not {value}", device=name)
     canonical = normalize_url(url)
-    refuse_stale(context)  # before the place is touched
+    # Before the place is touched:
+    if context.read_only:
+        raise PermissionDenied(f"the store {context.folder} can't be written: it gets no devices", device=name)
+    refuse_stale(context)
     # Whoever comes second finds the first one's row: it must not replace the identity that the first one wrote.
     with locked_folder(context.folder, shared=False):
         present = context.catalog.list_devices()
