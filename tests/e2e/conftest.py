@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,13 +124,26 @@ class CommandLine:
         return kept | {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.home / "caches"), "COLUMNS": "200"} | more
 
     def start(
-        self, *words: object, store: Path | None = None, program: tuple[str, ...] = (), talk: bool = False
+        self,
+        *words: object,
+        store: Path | None = None,
+        program: tuple[str, ...] = ("-m", "tensorkeep"),
+        more: Mapping[str, str] | None = None,
+        talk: bool = False,
     ) -> "subprocess.Popen[str]":
-        """Start a command and return its process; with ``talk`` it waits for what the test writes to it."""
-        more = {} if store is None else {"TENSORKEEP_STORE": str(store)}
+        """Start a command and return its process.
+
+        Args:
+            words: its arguments.
+            store: the store that its environment names; None: the one in its home.
+            program: what Python runs.
+            more: of its environment.
+            talk: whether it gets a standard input that the test writes to.
+        """
+        named = {} if store is None else {"TENSORKEEP_STORE": str(store)}
         return subprocess.Popen(
-            [sys.executable, *(program or ("-m", "tensorkeep")), *map(str, words)],
-            env=self.environment(**more),
+            [sys.executable, *program, *map(str, words)],
+            env=self.environment(**named, **(more or {})),
             cwd=self.home,
             stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -139,10 +152,15 @@ class CommandLine:
         )
 
     def __call__(
-        self, *words: object, store: Path | None = None, program: tuple[str, ...] = (), code: int | None = 0
+        self,
+        *words: object,
+        store: Path | None = None,
+        program: tuple[str, ...] = ("-m", "tensorkeep"),
+        more: Mapping[str, str] | None = None,
+        code: int | None = 0,
     ) -> Answer:
         """Run a command; it must end with ``code`` (None: any)."""
-        with self.start(*words, store=store, program=program) as process:
+        with self.start(*words, store=store, program=program, more=more) as process:
             out, err = process.communicate(timeout=120)
         answer = Answer(process.returncode, out, err)
         assert code is None or answer.code == code, f"{words} ended with {answer.code}: {out}{err}"
