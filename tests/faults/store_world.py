@@ -215,8 +215,10 @@ def read_only_mount(folder: Path) -> Iterator[None]:
 
 
 def locations(store: Store) -> list[Location]:
-    """Return every row that the catalog has, condemned ones apart."""
-    return store._context.catalog.locate_all(after=0, limit=1_000_000)
+    """Return every row that the catalog has, condemned ones and those on lost devices apart."""
+    catalog = store._context.catalog
+    active = {facts.id for facts in catalog.list_devices() if facts.state == "active"}
+    return [row for row in catalog.locate_all(after=0, limit=1_000_000) if row.device in active]
 
 
 def usable(store: Store) -> dict[ObjectKey, set[str]]:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tensorkeep.errors import (
     TensorkeepError,
     Unavailable,
 )
+from tensorkeep.records.digest import blake3_256
 from tensorkeep.store.store import Store
 from tests.faults.store_world import (
     GIB,
@@ -32,6 +33,7 @@ from tests.faults.store_world import (
     assert_no_orphans,
     flip,
     journal_names,
+    read_only_mount,
     small_weights,
 )
 
@@ -441,7 +443,7 @@ def test_a_push_during_a_rebuild_of_its_own_catalog_is_whole_or_not_acknowledged
     hooks.on[step] = rebuild
     try:
         acknowledged = world.open(failpoints=hooks).push(small_weights(5), MODEL, part_size=MIB, tag="v5")
-    except Conflict:
+    except (Conflict, NotEnoughCopies):
         acknowledged = None
     assert done
     world.close()
@@ -499,3 +501,91 @@ def test_a_rebuild_refuses_devices_of_two_stores(world: World, tmp_path: Path) -
         tensorkeep.rebuild_catalog(world.location, sources=[str(world.place("d0")), str(other.place("d0"))])
     tensorkeep.rebuild_catalog(world.location)
     assert_all_load(world.open())
+
+
+# ------------------------------------------------------- devices that are not as they should be
+
+
+def test_with_one_of_two_devices_away_a_rebuild_is_done_and_says_that_one_is_missing(tmp_path: Path) -> None:
+    world = World(tmp_path, devices=2)
+    world.create()
+    world.open().push(small_weights(1), MODEL, part_size=MIB, tag="v1")
+    before = everything(world.open())
+    world.lose_catalog()
+    world.unmount("d0")
+    with pytest.raises(NotEnoughCopies, match="d0"):
+        tensorkeep.rebuild_catalog(world.location)
+    assert everything(world.open()) == before
+    assert_loads(world.open(), f"{MODEL}@v1", small_weights(1))
+    world.close()
+    world.mount("d0")
+    tensorkeep.rebuild_catalog(world.location)
+    assert everything(world.open()) == before
+    assert_clean(world.open())
+    assert_no_orphans(world, world.open())
+    world.end()
+
+
+def test_devices_are_found_through_devices_that_are_found(world: World) -> None:
+    """A device that was away when another was added knows nothing of that one; those that it knows do."""
+    world.create()
+    world.unmount("d0")
+    store = world.open()
+    store.devices.add("d3", str(world.place("d3")), bandwidth=GIB)
+    store.push(small_weights(0), MODEL, part_size=MIB, allow_degraded=True)
+    world.mount("d0")
+    world.devices = 4
+    world.lose_catalog()
+    (world.location / "store.json").unlink()
+    report = tensorkeep.rebuild_catalog(world.location, sources=[str(world.place("d0"))])
+    assert sorted(report.devices) == ["d0", "d1", "d2", "d3"]
+    assert_clean(world.open())
+    assert_loads(world.open(), MODEL, small_weights(0))
+
+
+def test_a_device_whose_entries_are_damaged_gets_them_again(world: World) -> None:
+    before = everything(fill(world))
+    world.lose_catalog()
+    world.unmount("d2")  # so that nothing is trimmed
+    for physical in journal_names(world, "d0")[2:4]:
+        flip(world.place("d0") / physical, 30, 0x01)
+    tensorkeep.rebuild_catalog(world.location)
+    held = {name.split(".")[1] for name in journal_names(world, "d1")}
+    assert (
+        held
+        == {blake3_256((world.place("d0") / name).read_bytes()).hex() for name in journal_names(world, "d0")} & held
+    )
+    world.mount("d2")
+    tensorkeep.rebuild_catalog(world.location)
+    assert_whole(world, before)
+
+
+@pytest.mark.root
+def test_a_device_that_is_read_only_is_left_out_and_taken_in_later(world: World) -> None:
+    before = everything(fill(world))
+    world.lose_catalog()
+    with read_only_mount(world.place("d1")):
+        report = tensorkeep.rebuild_catalog(world.location)
+        assert sorted(report.devices) == ["d0", "d2"]
+        assert any("d1" in reason for reason in report.unreachable)
+        assert everything(world.open()) == before
+        assert_all_load(world.open())
+        with pytest.raises(Conflict, match="d1"):
+            world.open().gc(grace_s=0)
+        world.close()
+    tensorkeep.rebuild_catalog(world.location)
+    assert_whole(world, before)
+
+
+@pytest.mark.root
+def test_a_rebuild_on_devices_that_are_all_read_only_changes_nothing(world: World) -> None:
+    before = everything(fill(world))
+    copy = world.keep_copy()
+    world.close()
+    with ExitStack() as stack:
+        for name in world.names:
+            stack.enter_context(read_only_mount(world.place(name)))
+        with pytest.raises(NotEnoughCopies, match="written"):
+            tensorkeep.rebuild_catalog(world.location, force=True)
+    assert world.catalog.read_bytes() == copy.read_bytes()
+    assert_whole(world, before)

@@ -23,6 +23,7 @@ from tensorkeep.errors import (
     InvalidInput,
     NotEnoughCopies,
     NotFound,
+    PermissionDenied,
     TensorkeepError,
     Unavailable,
 )
@@ -86,16 +87,15 @@ def rebuild_catalog(folder: Path, *, sources: Sequence[str], force: bool, runtim
 def _rebuild(
     folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str, started_s: float
 ) -> RebuildReport:
-    _check_replaceable(folder, runtime, force=force)
+    old_epoch = _check_replaceable(folder, runtime, force=force)
     found = _open_devices(folder, sources, runtime)
     _join_known_devices(found, runtime)
     if not force:
         _check_quorum(found)
-    found.epoch = max(identity.epoch for _, identity in found.devices.values()) + 1
-    for device_id, (device, _) in found.devices.items():
-        write_identity(device, device_id, store=found.store, epoch=found.epoch, runtime=runtime)
-        # A writer that died before its flush left names that a power cut may still take; from now on they count.
-        device.adopt_names()
+    found.epoch = max(old_epoch, *(identity.epoch for _, identity in found.devices.values())) + 1
+    _raise_epoch(found, runtime)
+    if not force:
+        _check_quorum(found)
     runtime.failpoints.hit("rebuild.epoch_raised")
     journal = read_journal(found.handles)
     found.missing += journal.notes
@@ -127,17 +127,22 @@ def _rebuild(
     )
 
 
-def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> None:
-    """Return if there is no catalog, one that is damaged, behind its devices or blind to one, or ``force`` is set."""
+def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> int:
+    """Return the old catalog's epoch, 0 where there is none that can be read.
+
+    Raises:
+        AlreadyExists: it is neither damaged, nor behind its devices, nor blind to one, and ``force`` is not set.
+        Format: it is of a newer tensorkeep, and ``force`` is not set.
+    """
     path = folder / CATALOG_FILE
-    if not path.exists() or force:
-        return
+    if not path.exists():
+        return 0
     try:
         catalog = open_catalog(catalog_url(folder), runtime=runtime)
-    except Format:
-        raise  # of a newer tensorkeep: whole, and not this one's to replace
-    except TensorkeepError:
-        return
+    except TensorkeepError as error:
+        if isinstance(error, Format) and not force:
+            raise  # whole, and not this one's to replace
+        return 0
     try:
         info = catalog.info()
         fleet = Fleet(catalog, runtime=runtime)
@@ -150,13 +155,14 @@ def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> None:
         )
         damaged = bool(catalog.check())
     except TensorkeepError:
-        return
+        return 0
     finally:
         catalog.close()
-    if not stale and not damaged:
+    if not stale and not damaged and not force:
         raise AlreadyExists(
             f"{path} is whole and up to date: nothing to rebuild (--force rebuilds all the same)", store=str(folder)
         )
+    return info.epoch
 
 
 def _open_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> _Found:
@@ -202,19 +208,38 @@ def _open_one(url: str, runtime: Runtime) -> tuple[Device, DeviceIdentity]:
 
 
 def _join_known_devices(found: _Found, runtime: Runtime) -> None:
-    """Open devices that the journal names and nobody else did."""
-    for facts in read_journal(found.handles).state.devices.values():
-        if facts.id in found.devices or facts.state == "lost":
-            continue
+    """Open devices that the journal names and nobody else did, until nobody names another one."""
+    asked: set[str] = set()
+    while new := [
+        facts
+        for facts in read_journal(found.handles).state.devices.values()
+        if facts.id not in found.devices and facts.id not in asked and facts.state != "lost"
+    ]:
+        for facts in new:
+            asked.add(facts.id)
+            try:
+                device, identity = _open_one(facts.url, runtime)
+            except TensorkeepError as error:
+                found.unreachable.append(f"{facts.name}: {error.message}")
+                continue
+            if (identity.store, identity.device) == (found.store, facts.id):
+                found.devices[facts.id] = (device, identity)
+            else:
+                found.unreachable.append(f"{facts.name}: {facts.url} is another device")
+
+
+def _raise_epoch(found: _Found, runtime: Runtime) -> None:
+    """Fence every other catalog of the store on the devices; one that takes no writes counts as away: it can't be fenced."""
+    for device_id, (device, _) in list(found.devices.items()):
         try:
-            device, identity = _open_one(facts.url, runtime)
-        except TensorkeepError as error:
-            found.unreachable.append(f"{facts.name}: {error.message}")
-            continue
-        if (identity.store, identity.device) == (found.store, facts.id):
-            found.devices[facts.id] = (device, identity)
-        else:
-            found.unreachable.append(f"{facts.name}: {facts.url} is another device")
+            write_identity(device, device_id, store=found.store, epoch=found.epoch, runtime=runtime)
+            # A writer that died before its flush left names that a power cut may still take; from now on they count.
+            device.adopt_names()
+        except PermissionDenied as error:
+            del found.devices[device_id]
+            found.unreachable.append(f"{device.url} can't be written: {error.message}")
+    if not found.devices:
+        raise NotEnoughCopies(f"no device can be written: {'; '.join(found.unreachable)}")
 
 
 def _check_quorum(found: _Found) -> None:

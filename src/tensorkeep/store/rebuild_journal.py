@@ -94,14 +94,15 @@ def _read_entries(devices: Mapping[str, Device]) -> tuple[dict[bytes, _Entry], d
             name = parse_physical_name(info.name)
             if not isinstance(name, JournalName):
                 continue
+            # Every copy is read: a device whose copy is damaged does not hold the entry, whoever else does.
+            try:
+                body = device.read(info.name)
+            except TensorkeepError:
+                body = b""
+            if blake3_256(body) != name.digest:
+                unread[name.digest] = name
+                continue
             if name.digest not in entries:
-                try:
-                    body = device.read(info.name)
-                except TensorkeepError:
-                    body = b""
-                if blake3_256(body) != name.digest:
-                    unread[name.digest] = name
-                    continue
                 entries[name.digest] = _Entry(name, body, decode_entry(body))
             entries[name.digest].devices.add(device_id)
     return entries, {digest: name for digest, name in unread.items() if digest not in entries}
