@@ -1,5 +1,6 @@
 """Ctrl-C at any moment: a word and exit code 130, and nothing that was acknowledged is lost."""
 
+import itertools
 import os
 import signal
 import threading
@@ -11,12 +12,10 @@ import pytest
 from tensorkeep.cli.failures import INTERRUPTED
 from tensorkeep.runtime import FAILPOINTS, Runtime
 from tensorkeep.store.sources import FileSource
-from tests.e2e.conftest import CommandLine, Models, StoreFactory
+from tests.e2e.conftest import CommandLine, Models
 from tests.e2e.trees import read_tree, seeded_bytes, write_tree
 from tests.e2e.workshop import Workshop
 
-OLD = {"weights.bin": seeded_bytes(3 << 20, seed=1), "config.json": b"old"}
-NEW = {"weights.bin": seeded_bytes(3 << 20, seed=1), "more.bin": seeded_bytes(9 << 20, seed=2), "config.json": b"new"}
 STEPS = sorted(name for name in FAILPOINTS if name.split(".")[0] in {"push", "commit", "journal"})
 RARE = {"journal.trimmed"}
 """Steps that a push passes only after a thousand others."""
@@ -36,51 +35,69 @@ class InterruptAt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class Story:
+    """A model of the test's own: ``@v1`` is stored with two copies, and a changed folder is there to be pushed."""
+
+    def __init__(self, workshop: Workshop, folder: Path, number: int) -> None:
+        shared = seeded_bytes(3 << 20, seed=3 * number)
+        self.old = {"weights.bin": shared, "config.json": b"old"}
+        self.new = {
+            "weights.bin": shared,
+            "more.bin": seeded_bytes(9 << 20, seed=3 * number + 1),
+            "config.json": b"new",
+        }
+        self.workshop = workshop
+        self.model = f"stories/m{number}"
+        self.source = write_tree(folder / "new", self.new)
+        self._folder = folder
+        workshop.store.push(write_tree(folder / "old", self.old), self.model, tag="v1", replicas=2)
+
+    def check_whole(self) -> None:
+        """Assert that the store verifies clean, v1 loads, and the push run again succeeds and then loads."""
+        store = self.workshop.store
+        assert store.verify().problems == ()
+        store.pull(f"{self.model}@v1", self._folder / "check old")
+        assert read_tree(self._folder / "check old") == self.old
+        head = store.model(self.model).version
+        version = store.push(self.source, self.model)
+        assert version.id == head.id or version.parent == head.id
+        store.pull(self.model, self._folder / "check new")
+        assert read_tree(self._folder / "check new") == self.new
+        store.gc(grace_s=0)
+        assert store.verify().problems == ()
+        assert self.workshop.unfinished() == []
+        store.rm_model(self.model)
+        store.gc(grace_s=0)  # the next story verifies less
+
+
+_NUMBERS = itertools.count()
+
+
 @pytest.fixture
-def story(store_factory: StoreFactory, tmp_path: Path) -> Workshop:
-    """Two devices with two copies of ``acme/m@v1``."""
-    workshop = store_factory(2, replicas=2)
-    workshop.store.push(write_tree(tmp_path / "old", OLD), "acme/m", tag="v1")
-    write_tree(tmp_path / "new", NEW)
-    return workshop
-
-
-def check_whole(workshop: Workshop, tmp_path: Path) -> None:
-    """Assert that the store verifies clean, the old version loads, and the push run again succeeds and then loads."""
-    store = workshop.open()
-    assert store.verify().problems == ()
-    store.pull("acme/m@v1", tmp_path / "check old")
-    assert read_tree(tmp_path / "check old") == OLD
-    head = store.model("acme/m").version
-    version = store.push(tmp_path / "new", "acme/m")
-    assert version.id == head.id or version.parent == head.id
-    store.pull("acme/m", tmp_path / "check new")
-    assert read_tree(tmp_path / "check new") == NEW
-    store.gc(grace_s=0)
-    assert store.verify().problems == ()
-    assert workshop.unfinished() == []
+def story(shared_workshop: Workshop, tmp_path: Path) -> Story:
+    return Story(shared_workshop, tmp_path, next(_NUMBERS))
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step not in RARE])
-def test_an_interrupt_at_any_step_of_a_push_loses_nothing(step: str, story: Workshop, tmp_path: Path) -> None:
+def test_an_interrupt_at_any_step_of_a_push_loses_nothing(step: str, story: Story) -> None:
     interrupt = InterruptAt(step)
-    store = story.open(runtime=Runtime(failpoints=interrupt))
+    store = story.workshop.open(runtime=Runtime(failpoints=interrupt))
     with pytest.raises(KeyboardInterrupt):
-        store.push(tmp_path / "new", "acme/m")
+        store.push(story.source, story.model)
     assert interrupt.reached.is_set()
-    check_whole(story, tmp_path)
+    story.check_whole()
 
 
 @pytest.mark.parametrize("step", ["gc.condemned", "gc.deleted", "gc.flushed", "gc.dropped", "gc.tmp_swept"])
-def test_an_interrupt_at_any_step_of_gc_loses_nothing(step: str, story: Workshop, tmp_path: Path) -> None:
-    story.store.push(tmp_path / "new", "acme/gone")
-    story.store.rm_model("acme/gone")
+def test_an_interrupt_at_any_step_of_gc_loses_nothing(step: str, story: Story) -> None:
+    story.workshop.store.push(story.source, "stories/gone")
+    story.workshop.store.rm_model("stories/gone")
     interrupt = InterruptAt(step)
-    store = story.open(runtime=Runtime(failpoints=interrupt))
+    store = story.workshop.open(runtime=Runtime(failpoints=interrupt))
     with pytest.raises(KeyboardInterrupt):
         store.gc(grace_s=0)
     assert interrupt.reached.is_set()
-    check_whole(story, tmp_path)
+    story.check_whole()
 
 
 def test_an_interrupt_stops_the_reading_of_a_large_source(
@@ -109,7 +126,7 @@ def test_an_interrupt_stops_the_reading_of_a_large_source(
 def test_an_interrupt_of_a_reading_verb_changes_nothing(
     verb: str, models: Models, shared_workshop: Workshop, tmp_path: Path
 ) -> None:
-    shared_workshop.store.push(models.tiny, "acme/tiny")
+    shared_workshop.store.push(models.tiny, "reading/tiny")
     store = shared_workshop.open()
     done: list[object] = []
 
@@ -119,8 +136,8 @@ def test_an_interrupt_of_a_reading_verb_changes_nothing(
             os.kill(os.getpid(), signal.SIGINT)
 
     run: dict[str, Callable[[], object]] = {
-        "load": lambda: store.model("acme/tiny").load(progress=interrupt),
-        "pull": lambda: store.pull("acme/tiny", tmp_path / "out", progress=interrupt),
+        "load": lambda: store.model("reading/tiny").load(progress=interrupt),
+        "pull": lambda: store.pull("reading/tiny", tmp_path / "out", progress=interrupt),
         "verify": lambda: store.verify(progress=interrupt),
     }
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +145,9 @@ def test_an_interrupt_of_a_reading_verb_changes_nothing(
     assert done
     if verb == "pull":
         assert read_tree(tmp_path / "out") == {}
-    assert shared_workshop.open().verify().problems == ()
+    assert shared_workshop.store.verify().problems == ()
+    shared_workshop.store.rm_model("reading/tiny")
+    shared_workshop.store.gc(grace_s=0)
 
 
 PROGRAM = """
@@ -156,30 +175,30 @@ sys.exit(main(sys.argv[1:], doors=Interrupting()))
 
 @pytest.mark.parametrize("step", ["push.scanned", "push.part_written", "journal.written"])
 def test_the_command_line_says_that_it_was_interrupted(
-    step: str, story: Workshop, tmp_path: Path, command_line: CommandLine
+    step: str, story: Story, tmp_path: Path, command_line: CommandLine
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     answer = command_line(
         "push",
-        tmp_path / "new",
-        "acme/m",
-        store=story.location,
+        story.source,
+        story.model,
+        store=story.workshop.location,
         program=(str(program),),
         code=INTERRUPTED,
         more={"INTERRUPT_AT": step},
     )
     assert answer.err == "error: interrupted; nothing that was acknowledged is lost\n"
     assert answer.out == ""
-    check_whole(story, tmp_path)
+    story.check_whole()
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_push_that_is_interrupted_from_outside_while_it_writes(
-    times: int, story: Workshop, models: Models, tmp_path: Path, command_line: CommandLine
+    times: int, story: Story, models: Models, command_line: CommandLine
 ) -> None:
-    with command_line.start("push", models.tiny, "acme/tiny", store=story.location) as process:
-        while not story.unfinished() and process.poll() is None:
+    with command_line.start("push", models.tiny, "stories/tiny", store=story.workshop.location) as process:
+        while not story.workshop.unfinished() and process.poll() is None:
             pass  # until it writes its first part
         assert process.poll() is None
         for _ in range(times):
@@ -191,5 +210,5 @@ def test_a_push_that_is_interrupted_from_outside_while_it_writes(
     else:  # the second may find the process while its threads end: then it goes at once
         assert process.returncode in {INTERRUPTED, -signal.SIGINT}
         assert (out, err) in {("", word), ("", "")}
-    assert [model.name for model in story.open().models()] == ["acme/m"]
-    check_whole(story, tmp_path)
+    assert "stories/tiny" not in [model.name for model in story.workshop.store.models()]
+    story.check_whole()

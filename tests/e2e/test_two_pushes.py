@@ -1,5 +1,6 @@
 """Two pushes at once: one branch has one winner, and nothing is damaged."""
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,20 +36,25 @@ class Meeting:
             self._barrier.wait()
 
 
+_SEEDS = itertools.count(100)
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["new branch", "branch with a head"])
 @pytest.mark.parametrize("step", ["push.scanned", "push.session_begun", "push.metadata_written", "push.before_commit"])
 def test_of_two_pushes_to_one_branch_exactly_one_wins(
-    step: str, first: bool, workshop: Workshop, tmp_path: Path
+    step: str, first: bool, shared_workshop: Workshop, tmp_path: Path
 ) -> None:
+    workshop, model = shared_workshop, f"{'new' if first else 'old'}/{step}"
+    seeds = next(_SEEDS), next(_SEEDS)
     if not first:
-        workshop.store.push(write_tree(tmp_path / "source0", tree_of(0)), "acme/m", tag="v0")
+        workshop.store.push(write_tree(tmp_path / "source0", tree_of(0)), model, tag="v0")
     meeting = Runtime(failpoints=Meeting(step, 2))
     stores = [workshop.open(runtime=meeting) for _ in range(2)]
-    sources = [write_tree(tmp_path / f"source{seed}", tree_of(seed)) for seed in (1, 2)]
+    sources = [write_tree(tmp_path / f"source{seed}", tree_of(seed)) for seed in seeds]
 
     def push(store: Store, source: Path) -> str | Conflict:
         try:
-            return store.push(source, "acme/m").id
+            return store.push(source, model).id
         except Conflict as error:
             return error
 
@@ -57,23 +63,23 @@ def test_of_two_pushes_to_one_branch_exactly_one_wins(
     winners = [result for result in results if isinstance(result, str)]
     losers = [result for result in results if isinstance(result, Conflict)]
     assert (len(winners), len(losers)) == (1, 1)
-    assert ("the model acme/m" if first else "the branch 'main'") in str(losers[0])
+    assert (f"the model {model}" if first else "the branch 'main'") in str(losers[0])
     assert "push again" in str(losers[0])
 
     won = results.index(winners[0])
     store = workshop.open()
-    assert store.model("acme/m").version.id == winners[0]
-    store.pull("acme/m", tmp_path / "out")
-    assert read_tree(tmp_path / "out") == tree_of(won + 1)
+    assert store.model(model).version.id == winners[0]
+    store.pull(model, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == tree_of(seeds[won])
     assert store.verify().problems == ()
 
     # What the loser wrote is nobody's: gc frees it, and pushing again puts it on top.
     assert store.gc(grace_s=0).deleted_bytes >= 2 << 20
     assert store.verify().problems == ()
-    again = store.push(sources[1 - won], "acme/m")
+    again = store.push(sources[1 - won], model)
     assert again.parent == winners[0]
-    store.pull("acme/m", tmp_path / "again")
-    assert read_tree(tmp_path / "again") == tree_of(2 - won)
+    store.pull(model, tmp_path / "again")
+    assert read_tree(tmp_path / "again") == tree_of(seeds[1 - won])
 
 
 def test_two_processes_that_push_at_once_end_with_a_winner_and_a_conflict(
