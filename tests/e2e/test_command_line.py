@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tensorkeep.cli.main import main
 from tensorkeep.errors import ERROR_TABLE
 from tests.e2e.conftest import CommandLine, Models
 from tests.e2e.trees import check_same_tree, read_tree, safetensors_bytes, seeded_bytes, tensor_data, write_tree
@@ -112,23 +113,23 @@ def test_every_command_speaks_json(source: Path, command_line: CommandLine, tmp_
     assert run("ls")["models"] == []
 
 
-def test_the_same_commands_print_tables_for_people(source: Path, command_line: CommandLine, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-
-    def run(*words: object) -> str:
-        answer = command_line(*words, store=store)
-        assert answer.err == ""
-        assert not answer.out.startswith("{")
-        return answer.out
-
-    run("push", source, "acme/m", "--tag", "v1")
-    for words in (("ls",), ("show", "acme/m", "--files", "--tensors"), ("verify",), ("status",), ("du",)):
-        assert "acme/m" in run(*words) or words in {("verify",), ("status",)}
+def test_the_same_commands_print_tables_for_people(
+    source: Path, shared_workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared_workshop.store.push(source, "tables/m", tag="v1")
+    for words in (["ls"], ["show", "tables/m", "--files", "--tensors"], ["log", "tables/m"], ["du"], ["status"]):
+        assert main(["--store", str(shared_workshop.location), *words]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert not printed.out.startswith("{")
+        assert len(printed.out.splitlines()) >= 2
 
 
-def test_exit_codes_are_those_of_the_table(source: Path, command_line: CommandLine, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    command_line("push", source, "acme/m", "--tag", "v1", store=store)
+def test_exit_codes_are_those_of_the_table(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORKEEP_STORE", str(tmp_path / "store"))
+    assert main(["push", str(source), "acme/m", "--tag", "v1"]) == 0
     broken = write_tree(tmp_path / "broken", {"model.safetensors": seeded_bytes(100)})
     out = write_tree(tmp_path / "out", {"config.json": b"mine"})
     for code, words in (
@@ -150,11 +151,12 @@ def test_exit_codes_are_those_of_the_table(source: Path, command_line: CommandLi
         ("invalid_input", ("gc", "--grace", "soon")),
         ("format", ("push", broken, "acme/m")),
     ):
-        answer = command_line(*words, "--json", store=store, code=None)
-        assert answer.code == ERROR_TABLE[code].exit_code, (words, answer)
-        assert answer.error["code"] == code
-        assert answer.out == ""
-    assert command_line("verify", "--json", store=store).json["ok"]
+        capsys.readouterr()
+        assert main([*map(str, words), "--json"]) == ERROR_TABLE[code].exit_code, words
+        printed = capsys.readouterr()
+        assert json.loads(printed.err.splitlines()[-1])["error"]["code"] == code
+        assert printed.out == ""
+    assert main(["verify"]) == 0
 
 
 def test_the_models_command_line_user_sees_real_weights(
