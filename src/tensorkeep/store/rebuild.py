@@ -8,27 +8,20 @@ put in place by one rename; a catalog that was there is kept under another name.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from tensorkeep.catalog.access import create_empty_catalog, install_catalog, open_catalog
 from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
-from tensorkeep.devices.opening import normalize_url, open_device
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import (
     AlreadyExists,
     Format,
-    InvalidInput,
-    NotEnoughCopies,
-    NotFound,
-    PermissionDenied,
     TensorkeepError,
-    Unavailable,
 )
 from tensorkeep.records.checks import decode_checks
-from tensorkeep.records.device import DeviceFacts, DeviceIdentity, counted_devices, decode_identity
+from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
 from tensorkeep.records.manifest import decode_manifest
@@ -41,36 +34,19 @@ from tensorkeep.records.naming import (
 )
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.fleet import UNSEEN, Fleet, write_identity
-from tensorkeep.store.journal import flush_journal, new_ulid, owed_devices
+from tensorkeep.store.fleet import UNSEEN, Fleet
+from tensorkeep.store.journal import flush_journal, new_ulid
 from tensorkeep.store.opening import (
     CATALOG_FILE,
-    LOCAL_DEVICE,
     catalog_url,
-    find_note,
     folder_lock,
     translate_folder_error,
     write_note,
 )
+from tensorkeep.store.rebuild_devices import FoundDevices, check_quorum, find_devices, raise_epoch
 from tensorkeep.store.rebuild_journal import FoundJournal, read_journal
 from tensorkeep.store.reports import RebuildReport
 from tensorkeep.store.structure import object_digest
-
-
-@dataclass(slots=True)
-class _Found:
-    """What the devices say."""
-
-    store: str
-    epoch: int = 0
-    devices: dict[str, tuple[Device, DeviceIdentity]] = field(default_factory=dict)
-    unreachable: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-    @property
-    def handles(self) -> dict[str, Device]:
-        """The devices by id."""
-        return {device_id: device for device_id, (device, _) in self.devices.items()}
 
 
 def rebuild_catalog(folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str) -> RebuildReport:
@@ -88,14 +64,13 @@ def _rebuild(
     folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str, started_s: float
 ) -> RebuildReport:
     old_epoch = _check_replaceable(folder, runtime, force=force)
-    found = _open_devices(folder, sources, runtime)
-    _join_known_devices(found, runtime)
+    found = find_devices(folder, sources, runtime)
     if not force:
-        _check_quorum(found)
+        check_quorum(found)
     found.epoch = max(old_epoch, *(identity.epoch for _, identity in found.devices.values())) + 1
-    _raise_epoch(found, runtime)
+    raise_epoch(found, runtime)
     if not force:
-        _check_quorum(found)
+        check_quorum(found)
     runtime.failpoints.hit("rebuild.epoch_raised")
     journal = read_journal(found.handles)
     found.missing += journal.notes
@@ -165,102 +140,7 @@ def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> int:
     return info.epoch
 
 
-def _open_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> _Found:
-    note = find_note(folder)
-    urls = [normalize_url(url) for url in sources]
-    hints = list(note.devices) if note else []
-    if (folder / LOCAL_DEVICE).is_dir():
-        hints.append(normalize_url(str((folder / LOCAL_DEVICE).absolute())))
-    store = note.store if note else None
-    opened: dict[str, tuple[Device, DeviceIdentity]] = {}
-    unreachable = []
-    for url in dict.fromkeys([*urls, *hints]):
-        try:
-            device, identity = _open_one(url, runtime)
-        except TensorkeepError as error:
-            if url in urls:
-                raise
-            unreachable.append(f"{url}: {error.message}")
-            continue
-        if store is not None and identity.store != store:
-            if url in urls:
-                raise InvalidInput(
-                    f"{url} belongs to store {identity.store}, not to {store}: name this store's devices"
-                )
-            unreachable.append(f"{url}: belongs to another store, {identity.store}")
-            continue
-        store = identity.store
-        opened.setdefault(identity.device, (device, identity))  # what the user named comes first
-    if store is None or not opened:
-        reasons = f" ({'; '.join(unreachable)})" if unreachable else ""
-        raise NotFound(
-            f"no device of the store {folder} can be read{reasons}: name them with --from URL", store=str(folder)
-        )
-    return _Found(store, devices=opened, unreachable=unreachable)
-
-
-def _open_one(url: str, runtime: Runtime) -> tuple[Device, DeviceIdentity]:
-    device = open_device(url, runtime=runtime)
-    data = device.read_identity()
-    if data is None:
-        raise Unavailable(f"{url} is no device: it has no tensorkeep.json", url=url)
-    return device, decode_identity(data, device=url)
-
-
-def _join_known_devices(found: _Found, runtime: Runtime) -> None:
-    """Open devices that the journal names and nobody else did, until nobody names another one."""
-    asked: set[str] = set()
-    while new := [
-        facts
-        for facts in read_journal(found.handles).state.devices.values()
-        if facts.id not in found.devices and facts.id not in asked and facts.state != "lost"
-    ]:
-        for facts in new:
-            asked.add(facts.id)
-            try:
-                device, identity = _open_one(facts.url, runtime)
-            except TensorkeepError as error:
-                found.unreachable.append(f"{facts.name}: {error.message}")
-                continue
-            if (identity.store, identity.device) == (found.store, facts.id):
-                found.devices[facts.id] = (device, identity)
-            else:
-                found.unreachable.append(f"{facts.name}: {facts.url} is another device")
-
-
-def _raise_epoch(found: _Found, runtime: Runtime) -> None:
-    """Fence every other catalog of the store on the devices; one that takes no writes counts as away: it can't be fenced."""
-    for device_id, (device, _) in list(found.devices.items()):
-        try:
-            write_identity(device, device_id, store=found.store, epoch=found.epoch, runtime=runtime)
-            # A writer that died before its flush left names that a power cut may still take; from now on they count.
-            device.adopt_names()
-        except PermissionDenied as error:
-            del found.devices[device_id]
-            found.unreachable.append(f"{device.url} can't be written: {error.message}")
-    if not found.devices:
-        raise NotEnoughCopies(f"no device can be written: {'; '.join(found.unreachable)}")
-
-
-def _check_quorum(found: _Found) -> None:
-    """Return if no acknowledged change can lie on devices alone that were not found.
-
-    Raises:
-        NotEnoughCopies: one can: the rebuilt catalog would not have it, and gc would delete what it needs.
-    """
-    state = read_journal(found.handles).state
-    counted = counted_devices(state.devices.values())
-    away = [facts.name for facts in counted if facts.id not in found.devices]
-    owed = owed_devices(counted, state.policy)
-    if away and len(away) >= owed:
-        raise NotEnoughCopies(
-            f"{len(away)} of {len(counted)} devices can't be read ({'; '.join(found.unreachable)}): changes that were "
-            "acknowledged may lie on them alone. Bring them back and run it again; --force goes on without them",
-            devices=away,
-        )
-
-
-def _make_image(found: _Found, journal: FoundJournal) -> CatalogImage:
+def _make_image(found: FoundDevices, journal: FoundJournal) -> CatalogImage:
     state = journal.state
     for device_id, (device, _) in found.devices.items():
         known = state.devices.get(device_id)
@@ -323,7 +203,7 @@ def _list_device(device_id: str, device: Device) -> list[Location]:
     return rows
 
 
-def _fits_others(found: _Found, location: Location, copies: Sequence[Location]) -> bool:
+def _fits_others(found: FoundDevices, location: Location, copies: Sequence[Location]) -> bool:
     """Return whether a copy of an object that no version refers to may be used: where copies differ in size, one is torn."""
     if len({copy.length for copy in copies}) == 1:
         return True
@@ -346,7 +226,7 @@ def _judge(location: Location, sizes: dict[ObjectKey, int]) -> Location:
 
 
 def _objects_of(
-    found: _Found,
+    found: FoundDevices,
     copies: dict[ObjectKey, list[Location]],
     version: VersionFacts,
     manifests: dict[str, bytes],
@@ -379,7 +259,7 @@ def _objects_of(
     return objects
 
 
-def _read_good(found: _Found, copies: dict[ObjectKey, list[Location]], key: ObjectKey) -> bytes | None:
+def _read_good(found: FoundDevices, copies: dict[ObjectKey, list[Location]], key: ObjectKey) -> bytes | None:
     for location in copies.get(key, []):
         try:
             data = found.devices[location.device][0].read(location.name)
@@ -390,7 +270,7 @@ def _read_good(found: _Found, copies: dict[ObjectKey, list[Location]], key: Obje
     return None
 
 
-def _install(folder: Path, image: CatalogImage, found: _Found, runtime: Runtime) -> str | None:
+def _install(folder: Path, image: CatalogImage, found: FoundDevices, runtime: Runtime) -> str | None:
     """Write the new catalog aside, then put it in place; return what the old one is called now."""
     for left in folder.glob(f".{CATALOG_FILE}.rebuilt-*"):
         left.unlink()  # of a rebuild that was killed: this one holds the folder's lock
