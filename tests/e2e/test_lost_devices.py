@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -216,3 +217,13 @@ def test_a_load_that_fails_leaves_word_of_the_damage_for_the_next_push(
     workshop.open().push(source, "acme/one")
     workshop.open().pull("acme/one", tmp_path / "out")
     check_same_tree(source, tmp_path / "out")
+
+
+def test_a_second_device_gets_what_describes_the_versions_that_are_there(store_factory: StoreFactory) -> None:
+    workshop = store_factory(1)
+    workshop.store.push({"w": np.arange(9)}, "acme/early")
+    assert workshop.store.verify().ok
+    workshop.add_device()
+    assert workshop.store.verify().ok
+    assert workshop.store.status().ok
+    assert [device.objects for device in workshop.store.devices.list()] == [4, 3]

@@ -13,6 +13,7 @@ from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import write_identity
 from tensorkeep.store.journal import new_ulid, record_change, refuse_stale
 from tensorkeep.store.opening import locked_folder
+from tensorkeep.store.structure_copies import copy_structure
 
 
 def add_device(
@@ -70,6 +71,7 @@ def add_device(
             context,
             lambda heads: context.catalog.change_device(None, facts, heads=heads, now=context.runtime.clock.now()),
         )
+    copy_structure(context)
     return facts
 
 

@@ -17,6 +17,7 @@ from tensorkeep.store.push_plan import Base, PushPlan
 from tensorkeep.store.push_read import PartFact, ReadPart, ReadResult, gather_part
 from tensorkeep.store.push_target import PushOptions, PushTarget, device_shares
 from tensorkeep.store.structure import open_manifest, read_object
+from tensorkeep.store.structure_copies import structure_keys
 from tensorkeep.transfer.hashing import hash_part
 
 _COMMIT_ROUNDS = 5
@@ -112,12 +113,7 @@ class PushWork:
 
     def _heal_head(self, head: VersionFacts) -> None:
         """Give the objects that describe the head the copies they owe."""
-        keys = (
-            ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(head.manifest)),
-            ObjectKey(ObjectKind.CHECKS, bytes.fromhex(head.checks)),
-            ObjectKey(ObjectKind.VERSION, bytes.fromhex(head.id)),
-        )
-        self._heal(keys, self._target.metadata_copies)
+        self._heal(structure_keys(head), self._target.metadata_copies)
 
     def _soft(self) -> list[str]:
         """Return the devices whose copies the commit will not count."""
