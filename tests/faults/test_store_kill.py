@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ REBUILD = {
 COMMITTED = {name for name in PUSH if name.startswith("journal.")} | {"push.committed", "push.done"}
 
 
-def steps(table: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+def steps(table: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
     return [(name, number) for name, numbers in table.items() for number in numbers]
 
 
