@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from tensorkeep.catalog.protocol import CommitRequest, Committed, Location, Needed, ObjectKey
+from tensorkeep.catalog.rules import version_keys
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput
 from tensorkeep.planning.placement import PartToPlace, place_parts
 from tensorkeep.planning.splitting import PlannedPart
@@ -17,7 +18,6 @@ from tensorkeep.store.push_plan import Base, PushPlan
 from tensorkeep.store.push_read import PartFact, ReadPart, ReadResult, gather_part
 from tensorkeep.store.push_target import PushOptions, PushTarget, device_shares
 from tensorkeep.store.structure import open_manifest, read_object
-from tensorkeep.store.structure_copies import structure_keys
 from tensorkeep.transfer.hashing import hash_part
 
 _COMMIT_ROUNDS = 5
@@ -113,7 +113,7 @@ class PushWork:
 
     def _heal_head(self, head: VersionFacts) -> None:
         """Give the objects that describe the head the copies they owe."""
-        self._heal(structure_keys(head), self._target.metadata_copies)
+        self._heal(version_keys(head), self._target.metadata_copies)
 
     def _soft(self) -> list[str]:
         """Return the devices whose copies the commit will not count."""

@@ -14,6 +14,7 @@ import msgspec
 
 from tensorkeep.catalog.access import create_empty_catalog, install_catalog, open_catalog
 from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
+from tensorkeep.catalog.rules import version_keys
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import (
     AlreadyExists,
@@ -231,9 +232,7 @@ def _objects_of(
     version: VersionFacts,
     manifests: dict[str, bytes],
 ) -> list[tuple[ObjectKey, int]]:
-    manifest_key = ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(version.manifest))
-    checks_key = ObjectKey(ObjectKind.CHECKS, bytes.fromhex(version.checks))
-    version_key = ObjectKey(ObjectKind.VERSION, bytes.fromhex(version.id))
+    manifest_key, checks_key, version_key = version_keys(version)
     objects: list[tuple[ObjectKey, int]] = []
     record = _read_good(found, copies, version_key)
     if record is None:

@@ -4,24 +4,14 @@ Parts are healed by pushing a model again; their descriptions are small, so that
 """
 
 from tensorkeep.catalog.protocol import ObjectKey
+from tensorkeep.catalog.rules import version_keys
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.device import counted_devices
-from tensorkeep.records.history import VersionFacts
-from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import metadata_copies, parse_policy
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.structure import read_object
-
-
-def structure_keys(version: VersionFacts) -> tuple[ObjectKey, ObjectKey, ObjectKey]:
-    """Return the keys of a version's manifest, checks and record."""
-    return (
-        ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(version.manifest)),
-        ObjectKey(ObjectKind.CHECKS, bytes.fromhex(version.checks)),
-        ObjectKey(ObjectKind.VERSION, bytes.fromhex(version.id)),
-    )
 
 
 def copy_structure(context: StoreContext) -> int:
@@ -57,7 +47,7 @@ def _find_short(context: StoreContext, devices: int, readable: set[str]) -> dict
         key: (version.model, metadata_copies(parse_policy(version.policy), devices))
         for model in context.catalog.list_models()
         for version in context.catalog.list_versions(model.id)
-        for key in structure_keys(version)
+        for key in version_keys(version)
     }
     found = context.catalog.locate(list(owed))
     good = {
