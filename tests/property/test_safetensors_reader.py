@@ -32,7 +32,7 @@ class Source:
 def check(data: bytes) -> bool:
     """Return whether the reader accepts a file; assert that the library then finds the same in it."""
     try:
-        structure = SafetensorsReader().read_structure(Source(data))
+        structure = SafetensorsReader().read_structure("model.safetensors", Source(data))
     except Format:
         return False
     found: dict[str, Any] = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]

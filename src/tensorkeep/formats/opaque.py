@@ -15,6 +15,11 @@ class OpaqueReader:
         """Return True."""
         return True
 
-    def read_structure(self, source: ByteSource) -> FileStructure:  # noqa: ARG002 - nothing is read
+    def read_structure(self, path: str, source: ByteSource) -> FileStructure:  # noqa: ARG002 - nothing is read
         """Return a structure without tensors, without reading."""
         return FileStructure(OPAQUE, ())
+
+
+def opaque_structure(note: str) -> FileStructure:
+    """Return the structure of a file that is stored whole, and why in half a sentence: ``it is compressed``."""
+    return FileStructure(OPAQUE, (), note)

@@ -1,19 +1,55 @@
-"""Which reader reads which file. A new format is one reader in `READERS`."""
+"""Which reader reads which file: those of this package, then those that other packages registered, then ``opaque``.
 
-from tensorkeep.errors import Format
+A new format here is one reader in `READERS`; a package adds one under the entry point group ``tensorkeep.formats``. What a
+foreign reader says is checked: a structure is kept for years, and a wrong one would load wrong tensors.
+"""
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from tensorkeep.errors import Format, InvalidInput
+from tensorkeep.formats.checking import check_structure
 from tensorkeep.formats.opaque import OpaqueReader
 from tensorkeep.formats.protocol import ByteSource, FileStructure, FormatReader
 from tensorkeep.formats.safetensors import SafetensorsReader
 
-_FALLBACK = OpaqueReader()
+ENTRY_POINT_GROUP = "tensorkeep.formats"
 
-READERS: tuple[FormatReader, ...] = (SafetensorsReader(), _FALLBACK)
-"""All readers; the first that claims a path reads the file. The last claims everything."""
+READERS: tuple[FormatReader, ...] = (SafetensorsReader(),)
+"""The readers of this package; the first that claims a path reads the file."""
+
+_FALLBACK = OpaqueReader()
 
 
 def find_reader(path: str) -> FormatReader:
     """Return the reader that claims a path; every path has one."""
-    return next(reader for reader in READERS if reader.claims(path))
+    for reader in (*READERS, *foreign_readers()):
+        if reader.claims(path):
+            return reader
+    return _FALLBACK
+
+
+@cache
+def foreign_readers() -> tuple[FormatReader, ...]:
+    """Return the readers that other packages registered, by name; looked up once in a process.
+
+    Raises:
+        InvalidInput: one can't be imported; the message names it and its package.
+    """
+    return tuple(
+        _load_reader(point.name, point.value, point.load)
+        for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+    )
+
+
+def _load_reader(name: str, value: str, load: object) -> FormatReader:
+    try:
+        made: FormatReader = load()()  # type: ignore[operator]
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InvalidInput(
+            f"the format {name!r} ({value}) can't be used: {error}; mend or uninstall the package that registers it"
+        ) from error
+    return made
 
 
 def read_structure(path: str, source: ByteSource, *, strict: bool = True) -> FileStructure:
@@ -25,13 +61,17 @@ def read_structure(path: str, source: ByteSource, *, strict: bool = True) -> Fil
         Format: the file breaks its format's rules; the message names the path, the place, the rule, and the way out.
         InvalidInput: the source ended early (it shrank).
     """
+    reader = find_reader(path)
     try:
-        return find_reader(path).read_structure(source)
+        structure = reader.read_structure(path, source)
+        if reader not in READERS:
+            check_structure(structure, source.size_bytes)
     except Format as error:
         if not strict:
-            return _FALLBACK.read_structure(source)
+            return _FALLBACK.read_structure(path, source)
         raise Format(
             f"{path!r} is broken: {error.message}. Fetch or write it again, or use --split size, which stores it as an "
             "opaque file",
             **{**error.facts, "path": path},
         ) from error
+    return structure

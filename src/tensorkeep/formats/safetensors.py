@@ -41,7 +41,7 @@ class SafetensorsReader:
         """Return whether the path ends with ``.safetensors``, in any case."""
         return path.lower().endswith(".safetensors")
 
-    def read_structure(self, source: ByteSource) -> FileStructure:
+    def read_structure(self, path: str, source: ByteSource) -> FileStructure:  # noqa: ARG002 - the header has all names
         """Return the tensors of a file, ordered by start; starts count from the file's first byte.
 
         Raises:

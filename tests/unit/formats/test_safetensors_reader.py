@@ -59,7 +59,7 @@ class Bytes:
 
 
 def read(data: bytes) -> FileStructure:
-    return SafetensorsReader().read_structure(Bytes(data))
+    return SafetensorsReader().read_structure("model.safetensors", Bytes(data))
 
 
 def info(dtype: Any = "U8", shape: Any = (1,), offsets: Any = (0, 1)) -> dict[str, Any]:

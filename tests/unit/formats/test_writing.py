@@ -44,7 +44,7 @@ def test_every_dtype_is_read_back_by_us_and_by_the_library() -> None:
     header, layouts = safetensors_header(tensors)
     assert sorted((layout.name, layout.dtype, layout.shape) for layout in layouts) == sorted(tensors)
     data = header + random.Random(1).randbytes(sum(layout.length for layout in layouts))
-    assert SafetensorsReader().read_structure(Source(data)) == FileStructure(
+    assert SafetensorsReader().read_structure("model.safetensors", Source(data)) == FileStructure(
         "safetensors", tuple(sorted(layouts, key=lambda layout: (layout.start, layout.length, layout.name)))
     )
     found = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
