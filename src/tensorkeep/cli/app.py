@@ -6,7 +6,7 @@ import typer
 
 from tensorkeep._version import __version__
 from tensorkeep.cli.command import DebugOption, JsonOption, StoreOption, add_command, help_text
-from tensorkeep.cli.commands import devices, history, names, removal, setup, transfers, upkeep
+from tensorkeep.cli.commands import devices, history, names, removal, setup, showing, transfers, upkeep
 from tensorkeep.cli.failures import USAGE
 from tensorkeep.cli.session import Session
 from tensorkeep.errors import InvalidInput
@@ -45,7 +45,7 @@ def build_app() -> typer.Typer:
         "tensorkeep load acme/llama --include 'model.layers.0.*' --framework torch",
     )
     add_command(app, "ls", history.ls, "tensorkeep ls", "tensorkeep ls acme/llama --json")
-    add_command(app, "show", history.show, "tensorkeep show acme/llama@v1 --tensors")
+    add_command(app, "show", showing.show, "tensorkeep show acme/llama@v1 --tensors")
     add_command(app, "log", history.log, "tensorkeep log acme/llama")
     add_command(app, "diff", history.diff, "tensorkeep diff acme/llama@v1 acme/llama@v2")
     add_command(app, "tag", names.tag, "tensorkeep tag acme/llama v2", "tensorkeep tag acme/llama v2 --delete")

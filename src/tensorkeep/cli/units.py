@@ -1,4 +1,4 @@
-"""Sizes, rates and times as people write and read them.
+"""Sizes, rates, times and shapes as people write and read them.
 
 People read decimal units (1 kB = 1000 bytes, as disks and networks are sold). They may write decimal ones (``2TB``) or
 binary ones (``16MiB``). Everything behind this module is whole bytes, bytes per second, and seconds.
@@ -6,6 +6,7 @@ binary ones (``16MiB``). Everything behind this module is whole bytes, bytes per
 
 import math
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 
 from tensorkeep.errors import InvalidInput
@@ -131,6 +132,11 @@ def human_duration(seconds: float) -> str:
 def human_count(number: int, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun: ``1 file``, ``12,345 parts``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shape_text(shape: Iterable[int] | None) -> str:
+    """Return a shape like ``[32, 64]``; ``[]`` is a scalar's."""
+    return "" if shape is None else "[" + ", ".join(str(size) for size in shape) + "]"
 
 
 def _spelling(prefix: str) -> str:
