@@ -1,28 +1,19 @@
 """Pull: byte-identical files, written part by part as verified bytes arrive, under their names only when whole."""
 
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tensorkeep.errors import (
-    AlreadyExists,
-    Capacity,
-    InvalidInput,
-    NotFound,
-    PermissionDenied,
-    TensorkeepError,
-    Unavailable,
-)
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound
 from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.digest import parse_digest
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
-from tensorkeep.store.journal import new_ulid
+from tensorkeep.store.local_files import UnfinishedFile, open_unfinished, translate_os_error
 from tensorkeep.store.model import DEFAULT_MEMORY_LIMIT_BYTES, choose_verify
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reports import ProgressCallback
@@ -48,11 +39,10 @@ class PullReport:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A file to write: its record, its final path, and the temporary one that is renamed when all bytes are in."""
+    """A file to write, and where its bytes go."""
 
     file: File
-    path: Path
-    temporary: Path
+    output: UnfinishedFile
 
 
 def pull_files(
@@ -79,8 +69,8 @@ def pull_files(
         ranges, places = _ranges(targets)
 
         def write(part_range: PartRange, data: memoryview) -> None:
-            path, offset = places[part_range.key]
-            _write_at(path, data, offset)
+            output, offset = places[part_range.key]
+            output.write_at(data, offset)
 
         report = read_parts(
             ranges,
@@ -100,12 +90,12 @@ def pull_files(
             progress=ByteProgress(progress, "pull", sum(file.size_bytes for file in todo)).count,
         )
         for target in targets:
-            _publish(target, force=force)
+            target.output.publish(force=force, verb="pull")
     except OSError as error:
-        raise _translate(error, destination) from error
+        raise translate_os_error(error, destination) from error
     finally:
         for target in targets:
-            target.temporary.unlink(missing_ok=True)
+            target.output.discard()
     total = sum(file.size_bytes for file in chosen)
     return PullReport(str(destination), len(chosen), total, len(todo), len(chosen) - len(todo), report)
 
@@ -155,81 +145,17 @@ def _open_target(context: StoreContext, file: File, destination: Path) -> _Targe
     # Before any folder is made: a link would have it made outside.
     if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(destination)):
         raise InvalidInput(f"{path} leads outside {destination} through a link: remove the link", path=str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tensorkeep-{new_ulid(context.runtime)}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        _reserve(descriptor, file.size_bytes)
-    except OSError:
-        temporary.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-    return _Target(file, path, temporary)
+    return _Target(file, open_unfinished(path, file.size_bytes, context.runtime))
 
 
-def _reserve(descriptor: int, size_bytes: int) -> None:
-    if not size_bytes:
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        os.ftruncate(descriptor, size_bytes)
-
-
-def _ranges(targets: Sequence[_Target]) -> tuple[list[PartRange], list[tuple[Path, int]]]:
+def _ranges(targets: Sequence[_Target]) -> tuple[list[PartRange], list[tuple[UnfinishedFile, int]]]:
     """Return the part ranges to read, and for each (by key) the file and offset where it goes."""
     ranges: list[PartRange] = []
-    places: list[tuple[Path, int]] = []
+    places: list[tuple[UnfinishedFile, int]] = []
     for target in targets:
         offset = 0
         for extent in target.file.extents:
             ranges.append(PartRange(extent.part, extent.start, extent.length, key=len(places)))
-            places.append((target.temporary, offset))
+            places.append((target.output, offset))
             offset += extent.length
     return ranges, places
-
-
-def _publish(target: _Target, *, force: bool) -> None:
-    """Give a whole file its name; without ``force`` never in the place of one that somebody else made meanwhile."""
-    if force:
-        target.temporary.replace(target.path)
-        return
-    try:
-        os.link(target.temporary, target.path)
-    except FileExistsError as error:
-        raise AlreadyExists(
-            f"{target.path} was made during the pull: move it away, or pull with --force", path=str(target.path)
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        target.temporary.replace(target.path)  # a file system without hard links
-
-
-def _write_at(path: Path, data: memoryview, offset: int) -> None:
-    # Opened for each write: a version may have more files than a process may have descriptors.
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            while data:
-                count = os.pwrite(descriptor, data, offset)
-                data = data[count:]
-                offset += count
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise _translate(error, path) from error
-
-
-def _translate(error: OSError, destination: Path | None) -> TensorkeepError:
-    where = error.filename or destination or "the destination"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Capacity(f"{where} is full: free space or pull somewhere else")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionDenied(f"{where} can't be written: {error.strerror}")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG):
-        return InvalidInput(f"{where}: {error.strerror}")
-    return Unavailable(f"{where}: {error.strerror}")
