@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when a bench is run as a file
 
 import tensorkeep
-from bench.make_models import make_model
+from bench.make_models import find_minilm, make_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".bench"
@@ -15,7 +15,9 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def get_model(name: str) -> Path:
-    """Return the folder of a made-up model, made where it is not there yet."""
+    """Return the folder of a model, made (or, for ``minilm``, fetched) where it is not there yet."""
+    if name == "minilm":
+        return find_minilm(WORK / "models")
     folder = WORK / "models" / name
     return folder if folder.exists() else make_model(name, folder)
 

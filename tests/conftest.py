@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts a job in the background has it ignore Ctrl-C, and so would every program that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_LEFT_OUT] = {}
     config.stash[_SKIPPED] = []
     settings.load_profile("soak" if config.getoption("--soak") else "suite")
