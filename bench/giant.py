@@ -33,7 +33,7 @@ _BATCH = 5000
 
 def commit_giant(store: Store, model: str, *, seed: int = 0) -> str:
     """Commit the made-up model to a store with one device as ``model``, and return the version's id."""
-    context = store._context  # noqa: SLF001 - a version without bytes can't be pushed
+    context = store._context  # a version without bytes can't be pushed
     rng = np.random.default_rng(seed)
     part_sizes = tuple(size for _ in range(FILES) for size in _file_parts())
     digests = rng.integers(0, 256, (len(part_sizes), 32), np.uint8)
