@@ -9,13 +9,15 @@ from importlib.metadata import entry_points
 
 from tensorkeep.errors import Format, InvalidInput
 from tensorkeep.formats.checking import check_structure
+from tensorkeep.formats.hdf5 import Hdf5Reader
+from tensorkeep.formats.keras import KerasReader
 from tensorkeep.formats.opaque import OpaqueReader
 from tensorkeep.formats.protocol import ByteSource, FileStructure, FormatReader
 from tensorkeep.formats.safetensors import SafetensorsReader
 
 ENTRY_POINT_GROUP = "tensorkeep.formats"
 
-READERS: tuple[FormatReader, ...] = (SafetensorsReader(),)
+READERS: tuple[FormatReader, ...] = (SafetensorsReader(), Hdf5Reader(), KerasReader())
 """The readers of this package; the first that claims a path reads the file."""
 
 _FALLBACK = OpaqueReader()
