@@ -45,7 +45,13 @@ def build_app() -> typer.Typer:
         "tensorkeep load acme/llama --include 'model.layers.0.*' --framework torch",
     )
     add_command(app, "ls", history.ls, "tensorkeep ls", "tensorkeep ls acme/llama --json")
-    add_command(app, "show", showing.show, "tensorkeep show acme/llama@v1 --tensors")
+    add_command(
+        app,
+        "show",
+        showing.show,
+        "tensorkeep show acme/llama@v1 --tensors",
+        "tensorkeep show acme/llama --layer 0 --dtype BF16 --shape '4096x*'",
+    )
     add_command(app, "log", history.log, "tensorkeep log acme/llama")
     add_command(app, "diff", history.diff, "tensorkeep diff acme/llama@v1 acme/llama@v2")
     add_command(app, "tag", names.tag, "tensorkeep tag acme/llama v2", "tensorkeep tag acme/llama v2 --delete")

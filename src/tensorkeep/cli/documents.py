@@ -15,6 +15,7 @@ _COMPUTED = (
     "reachable",
     "removed",
     "short_id",
+    "parameters",
     "rate_bytes_per_s",
     "slowest_seconds",
 )

@@ -23,6 +23,15 @@ _WHOLE_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800
 _TIME_UNITS_S = {"ms": Fraction(1, 1000)} | {unit: Fraction(seconds) for unit, seconds in _WHOLE_UNITS_S.items()}
 _TIME = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(ms|min|[smhdw])? ?", re.ASCII)
 _DURATION_LIMIT_S = 10**10
+_DIMENSION = re.compile(r"(\*|\d{1,18})\Z", re.ASCII)
+_LARGE = {
+    "kB": "thousand",
+    "MB": "million",
+    "GB": "billion",
+    "TB": "trillion",
+    "PB": "quadrillion",
+    "EB": "quintillion",
+}
 
 
 def parse_size(text: str, *, what: str = "size") -> int:
@@ -81,6 +90,24 @@ def parse_duration(text: str, *, what: str = "time") -> float:
     return float(total)
 
 
+def parse_shape(text: str) -> tuple[int | None, ...]:
+    """Return the shape that a text like ``4096x128`` or ``4096x*`` means: None for ``*``, which is any size; ``scalar`` is ``()``.
+
+    Raises:
+        InvalidInput: no such shape.
+    """
+    stripped = text.strip().lower()
+    if stripped == "scalar":
+        return ()
+    sizes = stripped.split("x")
+    if not all(_DIMENSION.match(size) for size in sizes):
+        raise InvalidInput(
+            f"{text!r} is no shape: write sizes with an x between them and * for any size, like '4096x*', or scalar",
+            text=text,
+        )
+    return tuple(None if size == "*" else int(size) for size in sizes)
+
+
 def exact_size(size_bytes: int) -> str:
     """Return the size in the largest unit that divides it: ``16MiB``, ``2TB``, ``7B``; `parse_size` gives it back."""
     units = [(factor, prefix) for table in (_DECIMAL, _BINARY) for prefix, factor in table.items()]
@@ -127,6 +154,14 @@ def human_duration(seconds: float) -> str:
     if whole < 48 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def human_number(number: int) -> str:
+    """Return a large number in short and in full: ``1.10 B (1,100,048,384)``; below 1000 once: ``384``."""
+    if number < 1000:
+        return str(number)
+    short, _, unit = human_size(number).partition(" ")
+    return f"{short} {_LARGE[unit]} ({number:,})"
 
 
 def human_count(number: int, noun: str, plural: str | None = None) -> str:

@@ -219,7 +219,7 @@ class _TensorMap(Mapping[str, TensorInfo]):
         if found is None:
             raise NotFound(f"no tensor {name!r}", tensor=name)
         file, tensor = found
-        return TensorInfo(name, tensor.dtype, tensor.shape, tensor.length, file.path, tensor.digest)
+        return TensorInfo(name, tensor.dtype, tensor.shape, tensor.length, file.path, tensor.start, tensor.digest)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._named)

@@ -1,5 +1,6 @@
 """What the verbs return: plain values that the command line prints and programs read. Sizes in bytes, times in seconds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -111,14 +112,59 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor of a version: ``shape`` in elements, ``dtype`` in safetensors spelling, ``digest`` BLAKE3-256 in hex."""
+    """A tensor of a version: ``shape`` in elements, ``dtype`` in safetensors spelling, ``digest`` BLAKE3-256 in hex.
+
+    Its bytes are ``[start, start + size_bytes)`` of ``file``.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     size_bytes: int
     file: str
+    start: int
     digest: str
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements, also where they are stored in quantised blocks."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeSummary:
+    """The tensors of one dtype."""
+
+    dtype: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummary:
+    """The tensors of one layer, like ``model.layers.0``; None for all that are in no layer."""
+
+    layer: str | None
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSummary:
+    """How many parameters tensors have, in all, by dtype and by layer.
+
+    Tied tensors (``tied`` many: the same bytes of a file as one before) are counted as tensors; their parameters and bytes are
+    those of the first of them, in all three counts.
+    """
+
+    tensors: int
+    tied: int
+    parameters: int
+    bytes: int
+    dtypes: tuple[DtypeSummary, ...]
+    layers: tuple[LayerSummary, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,11 +116,28 @@ DAMAGE = Damage(
     location=7, part=3, device="B", device_name="nvme1", reason="block 2 does not fit its check", kind="corrupt"
 )
 FILES = [
-    FileInfo(path="model.safetensors", size_bytes=2_000_000_000, format="safetensors", sha256="ab" * 32, tensors=2)
+    FileInfo(path="model.safetensors", size_bytes=2_000_000_000, format="safetensors", sha256="ab" * 32, tensors=3)
 ]
 TENSORS = [
-    TensorInfo(name="b", dtype="F32", shape=(), size_bytes=4, file="model.safetensors", digest="cd" * 32),
-    TensorInfo(name="w", dtype="BF16", shape=(32, 64), size_bytes=4096, file="model.safetensors", digest="ef" * 32),
+    TensorInfo(name="b", dtype="F32", shape=(), size_bytes=4, file="model.safetensors", start=80, digest="cd" * 32),
+    TensorInfo(
+        name="h.0.w",
+        dtype="BF16",
+        shape=(32, 64),
+        size_bytes=4096,
+        file="model.safetensors",
+        start=84,
+        digest="ef" * 32,
+    ),
+    TensorInfo(
+        name="tied.w",
+        dtype="BF16",
+        shape=(32, 64),
+        size_bytes=4096,
+        file="model.safetensors",
+        start=84,
+        digest="ef" * 32,
+    ),
 ]
 DIFF = Diff(
     old=OLD_ID,

@@ -160,11 +160,59 @@ def test_ls_of_a_model_lists_its_versions_newest_first(run: Run) -> None:
 
 def test_show_sums_tensors_by_dtype_and_lists_them_on_request(run: Run) -> None:
     short = run("show", MODEL).out
-    assert ["BF16", "1", "4.10", "kB"] in [line.split() for line in short.splitlines()]
+    rows = [line.split() for line in short.splitlines()]
+    assert ["BF16", "2", "2,048", "4.10", "kB"] in rows
+    assert "parameters  2.05 thousand (2,049); 1 tied, counted once" in short
     assert "32, 64" not in short
+    assert "LAYER" not in short
     long = run("show", MODEL, "--tensors", "--files").out
     assert "[32, 64]" in long
     assert "abababababab" in long
+
+
+def test_show_sums_tensors_by_layer(run: Run) -> None:
+    rows = [line.split() for line in run("show", MODEL, "--layers").out.splitlines()]
+    assert rows[-2:] == [["h.0", "1", "2,048", "4.10", "kB"], ["(no", "layer)", "2", "1", "4", "B"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("--dtype", "bf16"), ["h.0.w", "tied.w"]),
+        (("--dtype", "F*"), ["b"]),
+        (("--dtype", "F32", "--dtype", "BF16"), ["b", "h.0.w", "tied.w"]),
+        (("--name", "*w"), ["h.0.w", "tied.w"]),
+        (("--shape", "*x64"), ["h.0.w", "tied.w"]),
+        (("--shape", "scalar"), ["b"]),
+        (("--layer", "0"), ["h.0.w"]),
+        (("--min-size", "4kB"), ["h.0.w", "tied.w"]),
+        (("--max-size", "4"), ["b"]),
+        (("--min-size", "4kB", "--name", "h.*"), ["h.0.w"]),
+        (("--dtype", "I8"), []),
+        (("--sort", "size"), ["h.0.w", "tied.w", "b"]),
+    ],
+)
+def test_show_lists_the_tensors_that_fit_alone_in_tables_and_json(
+    run: Run, words: tuple[str, ...], names: list[str]
+) -> None:
+    ran = run("show", MODEL, *words)
+    assert ran.code == 0
+    listed = [line.split()[0] for line in ran.out.splitlines() if "model.safetensors" in line]
+    assert listed == names
+    if "--sort" not in words:
+        assert f"\n{len(names)} of 3 tensors; parameters: " in ran.out
+    if not names:
+        assert ran.out.endswith("no tensor fits\n")
+    document = run("show", MODEL, *words, "--json").document
+    assert [tensor["name"] for tensor in document["tensors"]] == names
+    assert (document["tensors_in_all"], document["summary"]["tensors"]) == (3, len(names))
+
+
+@pytest.mark.parametrize("words", [("--shape", "4096,64"), ("--min-size", "big"), ("--sort", "age")])
+def test_a_filter_that_makes_no_sense_is_refused_before_the_store_is_opened(run: Run, words: tuple[str, ...]) -> None:
+    ran = run("show", MODEL, *words)
+    assert ran.code == 2
+    assert ran.doors.locations == []
 
 
 def test_log_names_removed_versions(run: Run) -> None:

@@ -12,11 +12,14 @@ from tensorkeep.cli.units import (
     exact_size,
     human_count,
     human_duration,
+    human_number,
     human_rate,
     human_size,
     parse_duration,
     parse_rate,
+    parse_shape,
     parse_size,
+    shape_text,
 )
 from tensorkeep.errors import InvalidInput
 
@@ -180,3 +183,41 @@ def test_rates_and_counts_are_shown_with_their_nouns() -> None:
     assert human_rate(2.5e9) == "2.50 GB/s"
     assert [human_count(n, "part") for n in (0, 1, 12345)] == ["0 parts", "1 part", "12,345 parts"]
     assert human_count(2, "branch", "branches") == "2 branches"
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (22_713_216, "22.7 million (22,713,216)"),
+        (1_100_048_384, "1.10 billion (1,100,048,384)"),
+    ],
+)
+def test_large_numbers_are_shown_in_short_and_in_full(number: int, shown: str) -> None:
+    assert human_number(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("4096x128", (4096, 128)),
+        ("4096X*", (4096, None)),
+        ("*", (None,)),
+        ("7", (7,)),
+        ("scalar", ()),
+        (" 0x1 ", (0, 1)),
+    ],
+)
+def test_shapes_are_read_with_an_x_between_sizes(text: str, shape: tuple[int | None, ...]) -> None:
+    assert parse_shape(text) == shape
+
+
+@pytest.mark.parametrize("text", ["", "x", "4096x", "[4, 4]", "4,4", "-1", "4x**", "1e3", "٣"])
+def test_what_is_no_shape_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is no shape"):
+        parse_shape(text)
+
+
+def test_shapes_are_shown_in_brackets() -> None:
+    assert [shape_text(shape) for shape in ((32, 64), (), None)] == ["[32, 64]", "[]", ""]
