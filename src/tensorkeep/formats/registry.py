@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 from tensorkeep.errors import Format, InvalidInput
 from tensorkeep.formats.checking import check_structure
+from tensorkeep.formats.gguf import GgufReader
 from tensorkeep.formats.hdf5 import Hdf5Reader
 from tensorkeep.formats.keras import KerasReader
 from tensorkeep.formats.opaque import OpaqueReader
@@ -17,7 +18,7 @@ from tensorkeep.formats.safetensors import SafetensorsReader
 
 ENTRY_POINT_GROUP = "tensorkeep.formats"
 
-READERS: tuple[FormatReader, ...] = (SafetensorsReader(), Hdf5Reader(), KerasReader())
+READERS: tuple[FormatReader, ...] = (SafetensorsReader(), GgufReader(), Hdf5Reader(), KerasReader())
 """The readers of this package; the first that claims a path reads the file."""
 
 _FALLBACK = OpaqueReader()

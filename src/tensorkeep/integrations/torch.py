@@ -1,7 +1,7 @@
 """torch tensors as the destination of a load and the source of a push. Registered as the framework ``torch``.
 
 CPU tensors are laid over memory that numpy fills (one ``frombuffer`` per tensor: otherwise ``torch.save`` of one would save
-all). Other devices get a copy of it.
+all). Other devices get a copy of it. Quantised types of GGUF are ``uint8`` tensors of their blocks' bytes.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from tensorkeep.errors import InvalidInput
+from tensorkeep.records.dtype import GGUF_PREFIX
 from tensorkeep.store.frameworks import Destination, empty_array
 
 _DTYPES: dict[str, str] = {
@@ -42,7 +43,7 @@ class TorchFramework:
 
     def make_empty(self, dtype: str, shape: tuple[int, ...], device: str | None) -> Destination:
         """Return an empty CPU tensor and the numpy view of its memory."""
-        kind = getattr(torch, _DTYPES.get(dtype, ""), None)
+        kind = torch.uint8 if dtype.startswith(GGUF_PREFIX) else getattr(torch, _DTYPES.get(dtype, ""), None)
         if kind is None:
             raise InvalidInput(f"torch has no dtype for {dtype}: load it with framework='numpy'", dtype=dtype)
         _check_device(device)

@@ -34,8 +34,8 @@ class Box:
 
     Attributes:
         file: the file that the tensor lies in.
-        tensor: the tensor; its shape counts with the last dimension in bytes for packed dtypes, and as flat bytes for dtypes
-            that are not in `DTYPES`.
+        tensor: the tensor; its shape counts with the last dimension in bytes for packed and quantised dtypes, and as flat
+            bytes for dtypes that are not known.
         starts: first index in every dimension.
         sizes: number of indices in every dimension.
         destination: a writable array of shape ``sizes`` and the tensor's numpy dtype, with any strides. Two boxes must not
@@ -68,7 +68,7 @@ class Landing(Protocol):
 def tensor_array(tensor: Tensor) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Return the numpy dtype and the packed shape of the array that holds a tensor.
 
-    A dtype that is not in `DTYPES` (a block format of another library) loads as its flat bytes.
+    A dtype that is not known (a newer version's, or a foreign format's) loads as its flat bytes.
     """
     dtype = find_dtype(tensor.dtype)
     if dtype is None:
