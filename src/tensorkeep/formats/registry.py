@@ -12,13 +12,22 @@ from tensorkeep.formats.checking import check_structure
 from tensorkeep.formats.gguf import GgufReader
 from tensorkeep.formats.hdf5 import Hdf5Reader
 from tensorkeep.formats.keras import KerasReader
+from tensorkeep.formats.npy import NpyReader
+from tensorkeep.formats.npz import NpzReader
 from tensorkeep.formats.opaque import OpaqueReader
 from tensorkeep.formats.protocol import ByteSource, FileStructure, FormatReader
 from tensorkeep.formats.safetensors import SafetensorsReader
 
 ENTRY_POINT_GROUP = "tensorkeep.formats"
 
-READERS: tuple[FormatReader, ...] = (SafetensorsReader(), GgufReader(), Hdf5Reader(), KerasReader())
+READERS: tuple[FormatReader, ...] = (
+    SafetensorsReader(),
+    GgufReader(),
+    NpyReader(),
+    NpzReader(),
+    Hdf5Reader(),
+    KerasReader(),
+)
 """The readers of this package; the first that claims a path reads the file."""
 
 _FALLBACK = OpaqueReader()

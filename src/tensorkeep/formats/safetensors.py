@@ -14,7 +14,7 @@ import msgspec
 
 from tensorkeep.errors import Format
 from tensorkeep.formats.protocol import ByteSource, FileStructure, TensorLayout
-from tensorkeep.records.dtype import DTYPES, find_dtype
+from tensorkeep.records.dtype import DTYPES
 
 SAFETENSORS = "safetensors"
 """The format's name in manifests."""
@@ -135,7 +135,7 @@ def _read_tensor(name: str, raw: msgspec.Raw, data_start: int) -> TensorLayout:
         info = _INFO.decode(raw)
     except _DECODE_ERRORS as error:
         raise _broken(name, f"is not exactly a dtype, a shape and two data_offsets: {error}") from error
-    if (dtype := find_dtype(info.dtype)) is None:
+    if (dtype := DTYPES.get(info.dtype)) is None:
         raise _broken(name, f"has the unknown dtype {info.dtype!r}; known are {', '.join(DTYPES)}")
     text = bytes(raw)
     # The three fields are there, no other is, and no known dtype holds a colon: a fourth colon is a field given twice.

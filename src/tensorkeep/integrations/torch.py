@@ -35,6 +35,7 @@ _DTYPES: dict[str, str] = {
     "F64": "float64",
     "I64": "int64",
     "U64": "uint64",
+    "NPY:<c16": "complex128",
 }
 
 
@@ -64,7 +65,7 @@ class TorchFramework:
 
         names = {getattr(torch, torch_name, None): name for name, torch_name in _DTYPES.items()}
         name = names.get(array.dtype)
-        if name is None or DTYPES[name].bits < 8:
+        if name not in DTYPES or DTYPES[name].bits < 8:
             raise InvalidInput(f"torch dtype {array.dtype} can't be stored from memory: save it to a file first")
         flat = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return flat.view(DTYPES[name].numpy).reshape(tuple(array.shape))

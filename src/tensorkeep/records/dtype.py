@@ -2,7 +2,8 @@
 
 Names are those of safetensors where it has one. Quantised types of GGUF are ``GGUF:Q4_K`` and the like: a block of elements
 of a row shares scales, so it is the block that has a size. Packed and quantised types load as ``uint8`` with the last
-dimension in bytes, since numpy has neither. torch names live in the torch integration.
+dimension in bytes, since numpy has neither. Other dtypes of numpy are ``NPY:>f4`` and the like (`npy_dtype`). torch names live
+in the torch integration.
 
 Source: https://github.com/huggingface/safetensors (``Dtype`` in ``tensor.rs``);
 https://github.com/ggml-org/llama.cpp (``GGML_QUANT_SIZES`` in ``gguf-py/gguf/constants.py``).
@@ -14,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from tensorkeep.errors import Format
+from tensorkeep.records.npy_dtype import NPY_PREFIX, canonical_descr, find_descr
 
 
 class Dtype(NamedTuple):
@@ -100,7 +102,23 @@ NAMES_BY_NUMPY: dict[np.dtype, str] = {dtype.numpy: name for name, dtype in DTYP
 
 def find_dtype(name: str) -> Dtype | None:
     """Return a dtype by its name, or None."""
-    return DTYPES.get(name) or GGUF_DTYPES.get(name)
+    if (dtype := DTYPES.get(name) or GGUF_DTYPES.get(name)) is not None:
+        return dtype
+    return _find_npy(name.removeprefix(NPY_PREFIX)) if name.startswith(NPY_PREFIX) else None
+
+
+def npy_name(descr: str) -> str | None:
+    """Return the name of what an npy header calls ``descr``: `find_dtype` finds it again. None where it is no number or time."""
+    canonical = canonical_descr(descr)
+    if canonical is None:
+        return None
+    return NAMES_BY_NUMPY.get(np.dtype(canonical), NPY_PREFIX + canonical)
+
+
+def _find_npy(descr: str) -> Dtype | None:
+    """Return a dtype of numpy's own, if safetensors has no name for it: a dtype has one name."""
+    dtype = find_descr(descr)
+    return None if dtype is None or dtype in NAMES_BY_NUMPY else Dtype(dtype.itemsize * 8, dtype)
 
 
 def get_dtype(name: str) -> Dtype:
@@ -110,7 +128,7 @@ def get_dtype(name: str) -> Dtype:
         Format: there is none of that name.
     """
     if (dtype := find_dtype(name)) is None:
-        known = ", ".join([*DTYPES, *GGUF_DTYPES])
+        known = ", ".join([*DTYPES, *GGUF_DTYPES, f"{NPY_PREFIX}…"])
         raise Format(f"dtype {name!r} is not known: known are {known}", dtype=name)
     return dtype
 
