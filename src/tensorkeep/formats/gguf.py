@@ -48,6 +48,11 @@ _INFOS = [struct.Struct(f"<{dims}QIQ") for dims in range(MAX_DIMS + 1)]
 """What follows a tensor's number of dimensions: their sizes, its type, its offset."""
 
 
+def is_gguf(path: str) -> bool:
+    """Return whether a file of this path should be GGUF, by its name."""
+    return path.lower().endswith(".gguf")
+
+
 class GgufReader:
     """Reads the structure and the metadata of ``*.gguf`` files. Only the header is read, through a window."""
 
@@ -55,7 +60,7 @@ class GgufReader:
 
     def claims(self, path: str) -> bool:
         """Return whether the path ends with ``.gguf``, in any case."""
-        return path.lower().endswith(".gguf")
+        return is_gguf(path)
 
     def read_structure(self, path: str, source: ByteSource) -> FileStructure:  # noqa: ARG002 - the header has all names
         """Return the tensors of a file, ordered by start, shapes in numpy's order.

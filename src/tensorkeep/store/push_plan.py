@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from tensorkeep.catalog.protocol import ObjectKey
 from tensorkeep.errors import Format
+from tensorkeep.formats.gguf import is_gguf
+from tensorkeep.formats.gguf_split import check_splits
 from tensorkeep.formats.hub_index import INDEX_LIMIT_BYTES, check_index, is_index
 from tensorkeep.formats.protocol import FileStructure, TensorLayout
 from tensorkeep.formats.registry import read_structure
@@ -103,7 +105,7 @@ def plan_push(
         if source.path not in structures:
             structures[source.path] = read_structure(source.path, source, strict=requested != "size")
     if requested != "size":
-        _check_indexes(sources, structures, kept)
+        _check_complete(sources, structures, kept)
     found = tuple(structures[source.path] for source in read)
     files = [SourceFile(s.path, s.size_bytes, f.format, f.tensors) for s, f in zip(read, found, strict=True)]
     digests = _hash_items(read, files, choice.method)
@@ -162,11 +164,13 @@ def _kept_files(
     return {path: f for path, f in unchanged.items() if not any(extent.part in lost for extent in f.extents)}
 
 
-def _check_indexes(
+def _check_complete(
     sources: Sequence[PushSource], structures: Mapping[str, FileStructure], kept: Mapping[str, File]
 ) -> None:
+    """Return if no model of several files lacks one, as far as its files say."""
     indexes = [source for source in sources if is_index(source.path)]
-    if not indexes or all(source.path in kept for source in sources):
+    splits = any(is_gguf(source.path) for source in sources)
+    if not (indexes or splits) or all(source.path in kept for source in sources):
         return
     every = dict(structures)
     for path, file in kept.items():
@@ -175,6 +179,7 @@ def _check_indexes(
         if source.size_bytes > INDEX_LIMIT_BYTES:
             raise Format(f"{source.path} has {source.size_bytes} bytes; an index has at most {INDEX_LIMIT_BYTES}")
         check_index(source.path, source.read(0, source.size_bytes), every)
+    check_splits({source.path: source for source in sources}, every)
 
 
 def _known_structure(file: File) -> FileStructure:
