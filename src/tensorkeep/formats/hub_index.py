@@ -8,6 +8,7 @@ Source: https://huggingface.co/docs/safetensors/en/metadata_parsing; ``save_torc
 
 import posixpath
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,6 +22,13 @@ INDEX_LIMIT_BYTES = 100_000_000
 """Most bytes of an index: as many as a header's, which names as many tensors."""
 
 
+class WeightIndex(NamedTuple):
+    """An index: tensor → shard, as it stands in ``fields``, which is all of its JSON."""
+
+    weight_map: dict[str, str]
+    fields: dict[str, Any]
+
+
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
@@ -31,6 +39,25 @@ _INDEX = msgspec.json.Decoder(_Index)
 def is_index(path: str) -> bool:
     """Return whether a file of this path is an index, by its name."""
     return path.lower().endswith(INDEX_SUFFIX)
+
+
+def find_weight_index(data: bytes) -> WeightIndex | None:
+    """Return the index that these bytes are, or None where they are none."""
+    try:
+        return WeightIndex(_INDEX.decode(data).weight_map, msgspec.json.decode(data, type=dict[str, Any]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def encode_weight_index(index: WeightIndex, weight_map: Mapping[str, str], *, total_size: int) -> bytes:
+    """Return the file of an index with another map, its ``total_size`` in bytes of tensors, and all else kept.
+
+    Written as huggingface_hub and transformers do: sorted, indented by two.
+    """
+    metadata = index.fields.get("metadata")
+    kept = metadata if isinstance(metadata, dict) else {}
+    fields = index.fields | {"metadata": kept | {"total_size": total_size}, "weight_map": dict(weight_map)}
+    return msgspec.json.format(msgspec.json.encode(fields, order="sorted"), indent=2) + b"\n"
 
 
 def check_index(path: str, data: bytes, files: Mapping[str, FileStructure]) -> None:

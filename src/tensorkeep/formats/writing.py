@@ -1,11 +1,11 @@
-"""Writes the header of a safetensors file, for arrays that are pushed from memory.
+"""Writes the header of a safetensors file, for arrays that are pushed from memory and models that leave in this format.
 
-The bytes are those that the safetensors library writes for the same tensors without metadata: the widest dtypes come
-first, so that every tensor starts aligned.
+The bytes are those that the safetensors library writes for the same tensors: the widest dtypes come first, so that every
+tensor starts aligned. The library writes metadata in a random order, so here it is sorted.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -24,11 +24,13 @@ NamedShape = tuple[str, str, tuple[int, ...]]
 """Name, dtype (safetensors spelling) and shape of a tensor."""
 
 
-def safetensors_header(tensors: Sequence[NamedShape]) -> tuple[bytes, list[TensorLayout]]:
+def safetensors_header(
+    tensors: Sequence[NamedShape], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[TensorLayout]]:
     """Return what stands before the data of a safetensors file, and where each tensor then lies, in file order.
 
     The file is these bytes followed by the tensors' bytes in the order of the layouts, without gaps. Any order of the
-    input gives the same file.
+    input gives the same file. ``metadata`` is the file's ``__metadata__``; None: it has none.
 
     Raises:
         InvalidInput: a name is taken twice, reserved or not valid Unicode, a dtype is unknown, a shape is negative, does
@@ -38,7 +40,7 @@ def safetensors_header(tensors: Sequence[NamedShape]) -> tuple[bytes, list[Tenso
     if len(lengths) != len(tensors):
         raise InvalidInput("two arrays have the same name: rename one")
     ordered = sorted(tensors, key=lambda tensor: (-_DTYPE_ORDER[tensor[1]], tensor[0]))
-    fields: dict[str, dict[str, object]] = {}
+    fields: dict[str, object] = {} if metadata is None else {METADATA_KEY: dict(sorted(metadata.items()))}
     offset = 0
     for name, dtype, shape in ordered:
         end = offset + lengths[name]
@@ -46,7 +48,7 @@ def safetensors_header(tensors: Sequence[NamedShape]) -> tuple[bytes, list[Tenso
         offset = end
     if offset >= _MAX_BYTES:
         raise InvalidInput(f"the arrays have {offset} bytes; the limit of one file is {_MAX_BYTES - 1}")
-    header = _encode(fields)
+    header = _encode(fields, len(ordered))
     layouts = []
     start = len(header)
     for name, dtype, shape in ordered:
@@ -74,15 +76,15 @@ def _length(name: str, dtype: str, shape: tuple[int, ...]) -> int:
     return bits // 8
 
 
-def _encode(fields: dict[str, dict[str, object]]) -> bytes:
+def _encode(fields: dict[str, object], tensors: int) -> bytes:
     try:
         text = msgspec.json.encode(fields)
     except UnicodeEncodeError as error:
-        raise InvalidInput(f"the name of an array is not valid Unicode: {error}") from error
+        raise InvalidInput(f"the name of an array, or the metadata, is not valid Unicode: {error}") from error
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
     if len(text) > HEADER_LIMIT_BYTES:
         raise InvalidInput(
-            f"a header of {len(text)} bytes is over the limit of {HEADER_LIMIT_BYTES}: push the {len(fields)} arrays as "
+            f"a header of {len(text)} bytes is over the limit of {HEADER_LIMIT_BYTES}: write the {tensors} arrays as "
             "several files"
         )
     return len(text).to_bytes(LENGTH_BYTES, "little") + text

@@ -6,6 +6,7 @@ operating system refuses becomes a typed error that names the path.
 
 import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,20 +23,22 @@ class UnfinishedFile:
     temporary: Path
 
     def write_at(self, data: memoryview, offset: int) -> None:
-        """Write all bytes at an offset.
+        """Write all bytes at an offset; see `write_all`."""
+        self.write_all([(data, offset)])
+
+    def write_all(self, pieces: Iterable[tuple[memoryview, int]]) -> None:
+        """Write each piece whole at its offset.
 
         Raises:
             Capacity: the disk is full.
             TensorkeepError: whatever else the system refuses.
         """
-        # Opened for each write: a version may have more files than a process may have descriptors.
+        # Opened for each call: a version may have more files than a process may have descriptors.
         try:
             descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                while data:
-                    count = os.pwrite(descriptor, data, offset)
-                    data = data[count:]
-                    offset += count
+                for data, offset in pieces:
+                    _write_whole(descriptor, data, offset)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -95,6 +98,13 @@ def translate_os_error(error: OSError, place: Path | None) -> TensorkeepError:
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG):
         return InvalidInput(f"{where}: {error.strerror}")
     return Unavailable(f"{where}: {error.strerror}")
+
+
+def _write_whole(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data = data[count:]
+        offset += count
 
 
 def _reserve(descriptor: int, size_bytes: int) -> None:

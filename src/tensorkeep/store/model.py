@@ -1,8 +1,10 @@
 """A version opened for reading: its structure, and its tensors loaded from all devices at once, every block verified."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +15,15 @@ from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.frameworks import Destination, get_framework
 from tensorkeep.store.names_of_tensors import find_tensor, tensors_by_name
 from tensorkeep.store.progress import ByteProgress, progress_callback
+from tensorkeep.store.reading import VersionReader, choose_verify
 from tensorkeep.store.reports import FileInfo, ProgressCallback, TensorInfo, Version
-from tensorkeep.store.structure import open_checks, part_table
+from tensorkeep.store.saving import SaveReport, save_tensors
+from tensorkeep.store.structure import open_checks
 from tensorkeep.transfer.boxes import Box
-from tensorkeep.transfer.reader import read_boxes
 from tensorkeep.transfer.report import LoadReport, Verify
-
-DEFAULT_MEMORY_LIMIT_BYTES = 256 << 20
 
 Mode = Literal["auto", "read"]
 
@@ -102,6 +102,45 @@ class Model:
         self.read_boxes(boxes, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit, progress=callback)
         return {name: made.finish(destination, device) for name, destination in destinations.items()}
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        include: str | Sequence[str] | None = None,
+        verify: Verify | None = None,
+        force: bool = False,
+        deadline_s: float | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> SaveReport:
+        """Write tensors as one safetensors file, which appears under its name only when it is whole.
+
+        Names, dtypes and bytes are kept; strided tensors are written in C order. Names of one and the same tensor (a tie)
+        are written once, and the others noted in the metadata as ``safetensors.torch.save_model`` does. Memory is bounded,
+        whatever the size.
+
+        Args:
+            path: the file; its folders are made.
+            include: as in `load`.
+            verify: as in `load`.
+            force: replace a file that is there.
+            deadline_s: seconds of reading after which it fails instead of waiting.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: no tensor fits ``include``.
+            InvalidInput: safetensors can't hold a tensor's dtype, two tensors of different files have one name, or the header
+                would be over the format's limit; nothing is written.
+            AlreadyExists: there is such a file.
+            Integrity: bytes are damaged on every device that has them.
+            NotEnoughCopies: no device that has some bytes can be read.
+        """
+        reader = self._reader(verify, deadline_s)
+        chosen = list(self._select(include).values())
+        callback = progress_callback(progress)
+        report = save_tensors(chosen, Path(path), reader, self._context.runtime, force=force, progress=callback)
+        self.report = report.load
+        return report
+
     def read_boxes(
         self,
         boxes: Sequence[Box],
@@ -117,29 +156,11 @@ class Model:
             Integrity: bytes are damaged on every device that has them.
             NotEnoughCopies: no device that has some bytes can be read.
         """
-        context = self._context
-        checks = self._open_checks()
-        parts = {extent.part for box in boxes for extent in _extents_of(box)}
-        table = part_table(
-            context,
-            self.manifest,
-            checks,
-            parts,
-            confirm_checks=lambda: confirm_checks(context, self._facts, self.manifest),
-            note_damage=lambda damaged: record_damage(context, damaged),
-        )
-        needed = sum(box.destination.nbytes for box in boxes)
-        report = read_boxes(
-            boxes,
-            parts=table,
-            verify=choose_verify(context, verify),
-            deadline_s=deadline_s,
-            memory_limit_bytes=memory_limit_bytes or DEFAULT_MEMORY_LIMIT_BYTES,
-            runtime=context.runtime,
-            progress=ByteProgress(progress, "load", needed).count,
-        )
-        self.report = report
-        return report
+        reader = self._reader(verify, deadline_s, memory_limit_bytes)
+        reader.progress = ByteProgress(progress, "load", sum(box.destination.nbytes for box in boxes))
+        reader.read_boxes(boxes)
+        self.report = reader.report()
+        return self.report
 
     def __getitem__(self, name: str) -> "TensorHandle":
         """Return a handle on one tensor; slicing it reads those rows.
@@ -156,6 +177,19 @@ class Model:
         if self._checks is None:
             self._checks = open_checks(self._context, self._facts, self.manifest)
         return self._checks
+
+    def _reader(
+        self, verify: Verify | None, deadline_s: float | None, memory_limit_bytes: int | None = None
+    ) -> VersionReader:
+        return VersionReader(
+            self._context,
+            self._facts,
+            self.manifest,
+            self._open_checks(),
+            verify=choose_verify(self._context, verify),
+            deadline_s=deadline_s,
+            memory_limit_bytes=memory_limit_bytes,
+        )
 
     def _select(self, include: str | Sequence[str] | None) -> dict[str, tuple[File, Tensor]]:
         if include is None:
@@ -228,21 +262,6 @@ class _TensorMap(Mapping[str, TensorInfo]):
         return len(self._named)
 
 
-def choose_verify(context: StoreContext, wanted: Verify | None) -> Verify:
-    """Return how a load verifies: as wanted; else whole digests where any active device is marked untrusted, else blocks.
-
-    Raises:
-        InvalidInput: there is no such way; an unknown one must never mean "not at all".
-    """
-    if wanted is not None:
-        if wanted not in get_args(Verify):
-            known = ", ".join(map(repr, get_args(Verify)))
-            raise InvalidInput(f"{wanted!r} is no way to verify: use one of {known}", verify=wanted)
-        return wanted
-    devices = context.catalog.list_devices()
-    return "digest" if any(f.untrusted and f.state == "active" for f in devices) else "blocks"
-
-
 def empty_box(tensor: Tensor, sizes: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return an empty array for a box of a tensor."""
     dtype = find_dtype(tensor.dtype)
@@ -252,16 +271,6 @@ def empty_box(tensor: Tensor, sizes: tuple[int, ...]) -> npt.NDArray[Any]:
 def _whole_box(file: File, tensor: Tensor, destination: Destination) -> Box:
     shape = destination.view.shape
     return Box(file, tensor, (0,) * len(shape), shape, destination.view)
-
-
-def _extents_of(box: Box) -> Iterator[Any]:
-    """Yield the extents of a box's file that its tensor touches."""
-    position = 0
-    start, end = box.tensor.start, box.tensor.start + box.tensor.length
-    for extent in box.file.extents:
-        if position < end and position + extent.length > start:
-            yield extent
-        position += extent.length
 
 
 def _resolve_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]:

@@ -1,4 +1,7 @@
-"""Pull: byte-identical files, written part by part as verified bytes arrive, under their names only when whole."""
+"""Pull: files written part by part as verified bytes arrive, under their names only when whole.
+
+They are byte-identical to those that were pushed; or, where another format is asked for, what `pull_outputs` makes of them.
+"""
 
 import os
 from collections.abc import Sequence
@@ -8,26 +11,28 @@ from pathlib import Path
 
 from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound
 from tensorkeep.planning.read_plan import PartRange
-from tensorkeep.records.digest import parse_digest
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.local_files import UnfinishedFile, open_unfinished, translate_os_error
-from tensorkeep.store.model import DEFAULT_MEMORY_LIMIT_BYTES, choose_verify
 from tensorkeep.store.progress import ByteProgress
+from tensorkeep.store.pull_outputs import ConvertedFile, CopiedFile, MadeFile, Output, plan_conversion
+from tensorkeep.store.reading import VersionReader, choose_verify
 from tensorkeep.store.reports import ProgressCallback
-from tensorkeep.store.structure import open_checks, part_table
-from tensorkeep.transfer.hashing import FileHasher
-from tensorkeep.transfer.reader import read_parts
+from tensorkeep.store.saving import write_export
+from tensorkeep.store.structure import open_checks
 from tensorkeep.transfer.report import LoadReport, Verify
 
-_CHUNK_BYTES = 8 << 20
+FORMATS = ("safetensors",)
 
 
 @dataclass(frozen=True, slots=True)
 class PullReport:
-    """What a pull did: ``written_files`` are new or replaced, ``unchanged_files`` were there already, byte for byte."""
+    """What a pull did: ``written_files`` are new or replaced, ``unchanged_files`` were there already, byte for byte.
+
+    ``converted_files`` count those that are safetensors files now and were of another format. ``warnings`` say what came as
+    it is all the same.
+    """
 
     destination: str
     files: int
@@ -35,14 +40,16 @@ class PullReport:
     written_files: int
     unchanged_files: int
     load: LoadReport
+    converted_files: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
     """A file to write, and where its bytes go."""
 
-    file: File
-    output: UnfinishedFile
+    output: Output
+    unfinished: UnfinishedFile
 
 
 def pull_files(
@@ -51,6 +58,7 @@ def pull_files(
     manifest: Manifest,
     destination: Path,
     *,
+    format_name: str | None,
     include: str | Sequence[str] | None,
     force: bool,
     verify: Verify | None,
@@ -59,45 +67,39 @@ def pull_files(
 ) -> PullReport:
     """Write a version's files under a folder; see `Store.pull`."""
     how = choose_verify(context, verify)
+    if format_name is not None and format_name not in FORMATS:
+        raise InvalidInput(f"{format_name!r} can't be written: use {', '.join(map(repr, FORMATS))}", format=format_name)
     chosen = _select(manifest, include)
     targets: list[_Target] = []
     try:
-        todo = _find_missing(chosen, destination, force=force)
         checks = open_checks(context, version, manifest)
-        for file in todo:  # one by one, so that the files made before a failure are cleaned up
-            targets.append(_open_target(context, file, destination))  # noqa: PERF401
-        ranges, places = _ranges(targets)
-
-        def write(part_range: PartRange, data: memoryview) -> None:
-            output, offset = places[part_range.key]
-            output.write_at(data, offset)
-
-        report = read_parts(
-            ranges,
-            write,
-            parts=part_table(
-                context,
-                manifest,
-                checks,
-                {r.part for r in ranges},
-                confirm_checks=lambda: confirm_checks(context, version, manifest),
-                note_damage=lambda damaged: record_damage(context, damaged),
-            ),
-            verify=how,
-            deadline_s=deadline_s,
-            memory_limit_bytes=DEFAULT_MEMORY_LIMIT_BYTES,
-            runtime=context.runtime,
-            progress=ByteProgress(progress, "pull", sum(file.size_bytes for file in todo)).count,
-        )
+        reader = VersionReader(context, version, manifest, checks, verify=how, deadline_s=deadline_s)
+        outputs: list[Output] = [CopiedFile(file) for file in chosen]
+        warnings: tuple[str, ...] = ()
+        if format_name is not None:
+            outputs, warnings = plan_conversion(manifest, chosen, reader)
+        todo = _find_missing(outputs, destination, force=force)
+        for output in todo:  # one by one, so that the files made before a failure are cleaned up
+            targets.append(_open_target(context, output, destination))  # noqa: PERF401
+        reader.progress = ByteProgress(progress, "pull", sum(output.needed_bytes for output in todo))
+        _write(targets, reader)
         for target in targets:
-            target.output.publish(force=force, verb="pull")
+            target.unfinished.publish(force=force, verb="pull")
     except OSError as error:
         raise translate_os_error(error, destination) from error
     finally:
         for target in targets:
-            target.output.discard()
-    total = sum(file.size_bytes for file in chosen)
-    return PullReport(str(destination), len(chosen), total, len(todo), len(chosen) - len(todo), report)
+            target.unfinished.discard()
+    return PullReport(
+        destination=str(destination),
+        files=len(outputs),
+        bytes=sum(output.size_bytes for output in outputs),
+        written_files=len(todo),
+        unchanged_files=len(outputs) - len(todo),
+        load=reader.report(),
+        converted_files=sum(isinstance(output, ConvertedFile) for output in outputs),
+        warnings=warnings,
+    )
 
 
 def _select(manifest: Manifest, include: str | Sequence[str] | None) -> list[File]:
@@ -110,52 +112,58 @@ def _select(manifest: Manifest, include: str | Sequence[str] | None) -> list[Fil
     return chosen
 
 
-def _find_missing(files: Sequence[File], destination: Path, *, force: bool) -> list[File]:
+def _find_missing(outputs: Sequence[Output], destination: Path, *, force: bool) -> list[Output]:
     """Return the files that are not there yet; one that differs is an error without ``force``."""
     if destination.exists() and not destination.is_dir():
         raise InvalidInput(f"{destination} is a file, not a folder: name another destination", path=str(destination))
     missing = []
-    for file in files:
-        path = destination / file.path
+    for output in outputs:
+        path = destination / output.path
         if not os.path.lexists(path):
-            missing.append(file)
+            missing.append(output)
         elif path.is_dir():
-            raise AlreadyExists(f"{path} is a folder, {file.path} is a file: move it away", path=str(path))
-        elif not _same(path, file):
+            raise AlreadyExists(f"{path} is a folder, {output.path} is a file: move it away", path=str(path))
+        elif not output.is_at(path):
             if not force:
                 raise AlreadyExists(f"{path} exists and differs: move it away, or pull with --force", path=str(path))
-            missing.append(file)
+            missing.append(output)
     return missing
 
 
-def _same(path: Path, file: File) -> bool:
-    if not path.is_file() or path.stat().st_size != file.size_bytes:
-        return False
-    hasher = FileHasher(file.size_bytes)
-    with path.open("rb") as stream:
-        left = file.size_bytes
-        while left and (data := stream.read(min(left, _CHUNK_BYTES))):
-            hasher.update(memoryview(data))
-            left -= len(data)
-    return left == 0 and hasher.sha256 == parse_digest(file.sha256, what="SHA-256").hex()
-
-
-def _open_target(context: StoreContext, file: File, destination: Path) -> _Target:
-    path = destination / file.path
+def _open_target(context: StoreContext, output: Output, destination: Path) -> _Target:
+    path = destination / output.path
     # Before any folder is made: a link would have it made outside.
     if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(destination)):
         raise InvalidInput(f"{path} leads outside {destination} through a link: remove the link", path=str(path))
-    return _Target(file, open_unfinished(path, file.size_bytes, context.runtime))
+    return _Target(output, open_unfinished(path, output.size_bytes, context.runtime))
 
 
-def _ranges(targets: Sequence[_Target]) -> tuple[list[PartRange], list[tuple[UnfinishedFile, int]]]:
-    """Return the part ranges to read, and for each (by key) the file and offset where it goes."""
+def _write(targets: Sequence[_Target], reader: VersionReader) -> None:
+    """Write all bytes of all files: those that are copied at once, then the converted ones, each from all devices."""
     ranges: list[PartRange] = []
     places: list[tuple[UnfinishedFile, int]] = []
     for target in targets:
-        offset = 0
-        for extent in target.file.extents:
-            ranges.append(PartRange(extent.part, extent.start, extent.length, key=len(places)))
-            places.append((target.output, offset))
-            offset += extent.length
-    return ranges, places
+        if isinstance(target.output, CopiedFile):
+            _add_ranges(target.output.file, target.unfinished, ranges, places)
+
+    def write(part_range: PartRange, data: memoryview) -> None:
+        unfinished, offset = places[part_range.key]
+        unfinished.write_at(data, offset)
+
+    reader.read_ranges(ranges, write)
+    for target in targets:
+        if isinstance(target.output, MadeFile):
+            target.unfinished.write_at(memoryview(target.output.data), 0)
+        elif isinstance(target.output, ConvertedFile):
+            write_export(target.output.plan, target.unfinished, reader)
+
+
+def _add_ranges(
+    file: File, unfinished: UnfinishedFile, ranges: list[PartRange], places: list[tuple[UnfinishedFile, int]]
+) -> None:
+    """Add the part ranges to read for a file, and for each (by key) where it goes."""
+    offset = 0
+    for extent in file.extents:
+        ranges.append(PartRange(extent.part, extent.start, extent.length, key=len(places)))
+        places.append((unfinished, offset))
+        offset += extent.length

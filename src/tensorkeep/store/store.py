@@ -203,6 +203,7 @@ class Store:
         spec: str,
         destination: str | os.PathLike[str],
         *,
+        format: str | None = None,  # noqa: A002 - the word that users know
         include: str | Sequence[str] | None = None,
         force: bool = False,
         verify: Verify | None = None,
@@ -211,10 +212,16 @@ class Store:
     ) -> PullReport:
         """Write a version's files under a folder, byte-identical; each appears under its name only when it is whole.
 
+        With ``format="safetensors"`` each file of another known tensor format becomes a safetensors file, named as
+        transformers looks for it (``pytorch_model.bin`` becomes ``model.safetensors``), and indexes of shards are rewritten;
+        all else comes as it is. Tensors keep names, dtypes and bytes, as in `Model.save`; what a file holds besides does not
+        come along.
+
         Args:
             spec: ``model[@revision]``.
             destination: a folder; made if missing. Files that are there and equal are left alone.
-            include: a glob, or several, over paths.
+            format: ``safetensors``; None: as they were pushed.
+            include: a glob, or several, over paths (those in the version, whatever they become).
             force: replace files that differ.
             verify: as in `Model.load`.
             deadline_s: seconds after which it fails instead of waiting.
@@ -222,6 +229,7 @@ class Store:
 
         Raises:
             AlreadyExists: a file is there and differs.
+            InvalidInput: a file holds what the format can't say, or two files would get one name; nothing is written.
             Integrity: bytes are damaged on every device that has them.
             NotEnoughCopies: no device that has some bytes can be read.
         """
@@ -232,6 +240,7 @@ class Store:
             version,
             manifest,
             Path(destination),
+            format_name=format,
             include=include,
             force=force,
             verify=verify,

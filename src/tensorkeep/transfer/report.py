@@ -1,6 +1,7 @@
 """What a load did: plain values for people, for programs, and for repair."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Verify = Literal["blocks", "digest", "off"]
@@ -62,3 +63,34 @@ class LoadReport:
     def rate_bytes_per_s(self) -> float:
         """Needed bytes per second of the whole load; 0 where it took no time."""
         return self.bytes_needed / self.seconds if self.seconds > 0 else 0.0
+
+
+def add_reports(reports: Sequence[LoadReport], *, verify: Verify) -> LoadReport:
+    """Return one report of loads that ran one after the other: sums, and each damage once."""
+    devices: dict[str, DeviceLoad] = {}
+    damaged: dict[object, Damage] = {}
+    for report in reports:
+        for each in report.devices:
+            devices[each.id] = _add_devices(devices[each.id], each) if each.id in devices else each
+        for damage in report.damaged:
+            damaged.setdefault(
+                (damage.kind, damage.device if damage.kind == "unreachable" else damage.location), damage
+            )
+    return LoadReport(
+        bytes_needed=sum(report.bytes_needed for report in reports),
+        bytes_read=sum(report.bytes_read for report in reports),
+        seconds=sum(report.seconds for report in reports),
+        devices=tuple(devices.values()),
+        damaged=tuple(damaged.values()),
+        retried=sum(report.retried for report in reports),
+        verify=verify,
+    )
+
+
+def _add_devices(first: DeviceLoad, second: DeviceLoad) -> DeviceLoad:
+    return replace(
+        first,
+        bytes=first.bytes + second.bytes,
+        seconds=first.seconds + second.seconds,
+        predicted_seconds=first.predicted_seconds + second.predicted_seconds,
+    )

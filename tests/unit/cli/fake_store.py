@@ -28,6 +28,7 @@ from tensorkeep.store.reports import (
     VerifyReport,
     Version,
 )
+from tensorkeep.store.saving import SaveReport
 from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport
 
 NEW_ID = "4f1c2ab" + "0" * 33
@@ -176,6 +177,7 @@ class FakeStore:
                 destination="llama", files=3, bytes=2_000_000_000, written_files=2, unchanged_files=1, load=LOAD_REPORT
             ),
             "load": LOAD_REPORT,
+            "save": SaveReport("out.safetensors", 2_000_000_100, 2, {"lm_head": "wte"}, LOAD_REPORT),
             "models": [
                 ModelSummary(
                     MODEL, "01J0000000000000000000000M", "replicas=2", 2, ("main",), ("v1", "v2"), NEW_ID, 5, None
@@ -235,6 +237,7 @@ class FakeStore:
             return {"w": 1, "b": 2}
 
         model.load = load_and_report
+        model.save = self._door("save")
         return model
 
     def __getattr__(self, name: str) -> Any:

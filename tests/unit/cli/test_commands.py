@@ -94,7 +94,8 @@ def test_push_of_the_same_files_says_that_nothing_changed(run: Run) -> None:
 
 def test_pull_writes_to_the_models_name_by_default(run: Run) -> None:
     ran = run("pull", "acme/llama@v1")
-    assert ran.call == ("pull", ("acme/llama@v1", "llama"), {"include": None, "force": False, "verify": None})
+    options = {"format": None, "include": None, "force": False, "verify": None}
+    assert ran.call == ("pull", ("acme/llama@v1", "llama"), options)
     assert "3 (2 written, 1 already there)" in ran.out
 
 
@@ -108,8 +109,45 @@ def test_pull_of_what_is_there_shows_no_rate(run: Run) -> None:
 
 def test_pull_passes_folder_globs_force_and_verification_on(run: Run) -> None:
     ran = run("pull", MODEL, "out", "--include", "*.json", "--include", "*.txt", "--force", "--verify", "digest")
-    options = {"include": ["*.json", "*.txt"], "force": True, "verify": "digest"}
+    options = {"format": None, "include": ["*.json", "*.txt"], "force": True, "verify": "digest"}
     assert ran.call == ("pull", (MODEL, "out"), options)
+
+
+def test_pull_in_another_format_says_what_was_converted_and_warns_of_what_was_not(run: Run) -> None:
+    pulled = run("pull", MODEL).doors.store.answers["pull"]
+    assert "converted" not in run("pull", MODEL).out
+    converted = dataclasses.replace(pulled, converted_files=2, warnings=("'x.bin' comes as it is",))
+    ran = run("pull", MODEL, "out", "--format", "safetensors", pull=converted)
+    assert ran.call[2]["format"] == "safetensors"
+    assert ["converted", "2", "files"] in [line.split() for line in ran.out.splitlines()]
+    assert ran.err == "warning: 'x.bin' comes as it is\n"
+    assert run("pull", MODEL, "--format", "gguf").code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--to", "safetensors", MODEL, "out.safetensors"),
+        (MODEL, "--to", "safetensors", "out.safetensors"),
+        (MODEL, "out.safetensors", "--to", "safetensors"),
+    ],
+    ids=["before", "between", "after"],
+)
+def test_load_to_a_file_shows_the_file_the_ties_and_the_devices(run: Run, words: tuple[str, ...]) -> None:
+    ran = run("load", *words, "--include", "w*", "--verify", "off", "--force")
+    assert ran.call == ("save", ("out.safetensors",), {"include": ["w*"], "force": True, "verify": "off"})
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert ["nvme0", "1.00", "GB", "1.25", "s", "800", "MB/s", "1.00", "s"] in rows
+    assert ["ties", "1", "name", "of", "tensors", "that", "have", "another"] in rows
+    assert "out.safetensors, 2.00 GB" in ran.out
+    assert f"{MODEL} ({NEW_ID[:12]}): 2 tensors, 2.00 GB" in ran.out
+
+
+@pytest.mark.parametrize("words", [("out.safetensors",), ("--to", "safetensors")], ids=["no format", "no file"])
+def test_a_file_and_its_format_go_together(run: Run, words: tuple[str, ...]) -> None:
+    ran = run("load", MODEL, *words)
+    assert ran.code == 2
+    assert "--to safetensors" in ran.err
 
 
 def test_load_shows_the_time_of_each_device_and_the_slowest(run: Run) -> None:

@@ -17,7 +17,7 @@ from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import DAMAGE, DIFF, LOAD_REPORT, MODEL, problem_report
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
-OPEN = ("device_bytes", "branches", "tags")
+OPEN = ("aliases", "device_bytes", "branches", "tags")
 """Objects whose keys are names, not promises."""
 
 SHARED = {
@@ -27,6 +27,7 @@ SHARED = {
     "log → entries[] → version": "push",
     "ls MODEL → versions[]": "push",
     "load → report": "pull → load",
+    "load --to → load": "pull → load",
 }
 
 COMMANDS = {
@@ -37,6 +38,7 @@ COMMANDS = {
     "push": ("push", "./llama", MODEL),
     "pull": ("pull", MODEL),
     "load": ("load", MODEL),
+    "load --to": ("load", MODEL, "out.safetensors", "--to", "safetensors"),
     "ls": ("ls",),
     "ls MODEL": ("ls", MODEL),
     "show": ("show", MODEL),

@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,10 +71,28 @@ def test_the_file_is_the_librarys_own_byte_for_byte() -> None:
 DTYPES_BY_NUMPY = {dtype.numpy: name for name, dtype in DTYPES.items() if dtype.bits >= 8}
 
 
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"format": "pt"}, {'größe\n"\\': "\x7f/\u2028☃"}], ids=["none", "empty", "format", "odd"]
+)
+def test_metadata_stands_where_the_library_writes_it(metadata: dict[str, str] | None) -> None:
+    header, _ = safetensors_header([("a", "F32", (2,)), ("b", "U8", ())], metadata)
+    arrays: dict[str, np.ndarray] = {"a": np.zeros(2, np.float32), "b": np.zeros((), np.uint8)}
+    assert header + bytes(9) == safetensors.numpy.save(arrays, metadata)
+
+
+def test_the_library_reads_all_of_the_metadata_back(tmp_path: Path) -> None:
+    metadata = {f"lm_head.{index}": f"größe.{index}" for index in range(100)} | {"format": "pt"}
+    header, _ = safetensors_header([("a", "U8", (1,))], metadata)
+    (tmp_path / "a.safetensors").write_bytes(header + b"a")
+    with safetensors.safe_open(tmp_path / "a.safetensors", "np") as file:
+        assert file.metadata() == metadata
+
+
 def test_the_order_of_the_input_does_not_matter() -> None:
     tensors = every_dtype()
     shuffled = random.Random(3).sample(tensors, len(tensors))
-    assert safetensors_header(shuffled) == safetensors_header(tensors)
+    metadata = {"b": "1", "a": "2"}
+    assert safetensors_header(shuffled, metadata) == safetensors_header(tensors, dict(sorted(metadata.items())))
 
 
 def test_tensors_start_aligned_to_their_dtype() -> None:

@@ -1,5 +1,6 @@
 """Moving models: into the store, out of it as files, out of it into memory."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +12,17 @@ from tensorkeep.cli.documents import to_plain
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import exact_size, human_count, human_duration, human_rate, human_size, parse_size
+from tensorkeep.errors import InvalidInput
 from tensorkeep.records.names import parse_revision
 
 if TYPE_CHECKING:
     from tensorkeep import LoadReport, Version
+
+
+class TensorFormat(StrEnum):
+    """A format that tensors can leave in."""
+
+    SAFETENSORS = "safetensors"
 
 
 class Verify(StrEnum):
@@ -118,6 +126,14 @@ def pull(
         str | None, typer.Argument(metavar="[DEST]", help="A folder. Default: ./NAME of the model.", show_default=False)
     ] = None,
     *,
+    format_: Annotated[
+        TensorFormat | None,
+        typer.Option(
+            "--format",
+            help="Write files of other known tensor formats in this one. Default: all as pushed.",
+            show_default=False,
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option("--include", metavar="GLOB", help="Only these files; may be repeated.", show_default=False),
@@ -127,19 +143,23 @@ def pull(
 ) -> None:
     """Write a version's files into a folder.
 
-    They are the bytes that were pushed. A file that is there and differs is kept, and an error, unless --force is given.
+    They are the bytes that were pushed; with --format, files with tensors in another known format are converted. A file that
+    is there and differs is kept, and an error, unless --force is given.
     """
     folder = str(Path(parse_revision(spec).model.name)) if destination is None else destination
     with session.store() as store, session.progress() as progress:
         report = store.pull(
             spec,
             folder,
+            format=format_.value if format_ else None,
             include=include or None,
             force=force,
             verify=verify.value if verify else None,
             progress=progress,
         )
     _warn_of_damage(session, report.load)
+    for warning in report.warnings:
+        session.warn(warning)
     reading = f"{human_duration(report.load.seconds)}, {human_rate(report.load.rate_bytes_per_s)}"
 
     def blocks() -> list[Block]:
@@ -149,6 +169,7 @@ def pull(
                 [
                     ("pulled", f"{spec} to {report.destination}"),
                     ("files", f"{report.files:,} ({written})"),
+                    ("converted", human_count(report.converted_files, "file") if report.converted_files else None),
                     ("bytes", human_size(report.bytes)),
                     ("time", reading if report.written_files else None),  # nothing was read otherwise
                 ]
@@ -161,7 +182,16 @@ def pull(
 def load(
     session: Session,
     spec: SpecArgument,
+    out: Annotated[
+        str | None, typer.Argument(metavar="[OUT]", help="The file to write, with --to.", show_default=False)
+    ] = None,
     *,
+    to: Annotated[
+        TensorFormat | None,
+        typer.Option(
+            "--to", help="Write the tensors to OUT in this format, instead of into memory.", show_default=False
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option("--include", metavar="GLOB", help="Only these tensors; may be repeated.", show_default=False),
@@ -169,13 +199,20 @@ def load(
     framework: Annotated[
         str, typer.Option("--framework", metavar="NAME", help="Whose arrays to make: numpy or torch.")
     ] = "numpy",
+    force: Annotated[bool, typer.Option("--force", help="With --to, replace OUT.")] = False,
     verify: VerifyOption = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Show the table of devices.")] = True,
 ) -> None:
-    """Load tensors into memory and time each device.
+    """Load tensors and time each device.
 
-    L_i is the time of device i, L = max L_i that of the whole: the devices are read at once.
+    They go into memory; with --to into a file, whatever format they were pushed in. L_i is the time of device i, L = max L_i
+    that of the whole: the devices are read at once.
     """
+    if (out is None) != (to is None):
+        raise InvalidInput("--to and the file OUT go together: load MODEL OUT --to safetensors")
+    if out is not None:
+        _save(session, spec, out, include=include or None, force=force, verify=verify, table=report)
+        return
     with session.store() as store, session.progress() as progress:
         model = store.model(spec)
         tensors = model.load(
@@ -186,7 +223,34 @@ def load(
         assert result is not None, "a load reports"
     _warn_of_damage(session, result)
     document = {"spec": spec, "version": model.version.id, "framework": framework, "tensors": loaded, "report": result}
-    session.show(document, lambda: _load_blocks(f"{spec} ({model.version.id[:12]})", loaded, result, table=report))
+    facts = [("loaded", f"{_title(spec, model.version)}: {_amount(loaded, result)}")]
+    session.show(document, lambda: _load_blocks(facts, result, table=report))
+
+
+def _save(
+    session: Session,
+    spec: str,
+    out: str,
+    *,
+    include: list[str] | None,
+    force: bool,
+    verify: Verify | None,
+    table: bool,
+) -> None:
+    """Write tensors to a file: ``load --to``."""
+    with session.store() as store, session.progress() as progress:
+        model = store.model(spec)
+        saved = model.save(
+            out, include=include, force=force, verify=verify.value if verify else None, progress=progress
+        )
+    _warn_of_damage(session, saved.load)
+    facts = [
+        ("wrote", f"{saved.path}, {human_size(saved.bytes)}"),
+        ("from", f"{_title(spec, model.version)}: {_amount(saved.tensors, saved.load)}"),
+        ("ties", f"{human_count(len(saved.aliases), 'name')} of tensors that have another" if saved.aliases else None),
+    ]
+    document = {"spec": spec, "version": model.version.id} | to_plain(saved)
+    session.show(document, lambda: _load_blocks(facts, saved.load, table=table))
 
 
 def _push_blocks(version: "Version") -> list[Block]:
@@ -215,7 +279,15 @@ def _push_blocks(version: "Version") -> list[Block]:
     return blocks
 
 
-def _load_blocks(title: str, tensors: int, report: "LoadReport", *, table: bool) -> list[Block]:
+def _title(spec: str, version: "Version") -> str:
+    return f"{spec} ({version.id[:12]})"
+
+
+def _amount(tensors: int, report: "LoadReport") -> str:
+    return f"{human_count(tensors, 'tensor')}, {human_size(report.bytes_needed)}"
+
+
+def _load_blocks(facts: Sequence[tuple[str, str | None]], report: "LoadReport", *, table: bool) -> list[Block]:
     blocks: list[Block] = []
     if table:
         blocks.append(
@@ -224,7 +296,7 @@ def _load_blocks(title: str, tensors: int, report: "LoadReport", *, table: bool)
     blocks.append(
         Facts(
             [
-                ("loaded", f"{title}: {human_count(tensors, 'tensor')}, {human_size(report.bytes_needed)}"),
+                *facts,
                 ("read", f"{human_size(report.bytes_read)}, verify={report.verify}"),
                 ("retried", human_count(report.retried, "read") if report.retried else None),
                 ("max L_i", human_duration(report.slowest_seconds)),

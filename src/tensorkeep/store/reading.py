@@ -1,0 +1,143 @@
+"""Reading a version's bytes: boxes of its tensors and ranges of its files, verified, each from any good copy.
+
+Every verb that reads a version ends here. A `VersionReader` serves one call of a verb: several reads count as one in its
+report, against one deadline and on one bar of progress.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import get_args
+
+from tensorkeep.errors import InvalidInput
+from tensorkeep.planning.read_plan import ExtentMap, PartRange
+from tensorkeep.records.checks import Checks
+from tensorkeep.records.history import VersionFacts
+from tensorkeep.records.manifest import Extent, File, Manifest
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.damage import confirm_checks, record_damage
+from tensorkeep.store.progress import ByteProgress
+from tensorkeep.store.structure import part_table
+from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.reader import read_boxes, read_parts
+from tensorkeep.transfer.report import LoadReport, Verify, add_reports
+from tensorkeep.transfer.sources import PartTable
+
+DEFAULT_MEMORY_LIMIT_BYTES = 256 << 20
+
+
+def choose_verify(context: StoreContext, wanted: Verify | None) -> Verify:
+    """Return how a load verifies: as wanted; else whole digests where any active device is marked untrusted, else blocks.
+
+    Raises:
+        InvalidInput: there is no such way; an unknown one must never mean "not at all".
+    """
+    if wanted is not None:
+        if wanted not in get_args(Verify):
+            known = ", ".join(map(repr, get_args(Verify)))
+            raise InvalidInput(f"{wanted!r} is no way to verify: use one of {known}", verify=wanted)
+        return wanted
+    devices = context.catalog.list_devices()
+    return "digest" if any(f.untrusted and f.state == "active" for f in devices) else "blocks"
+
+
+class VersionReader:
+    """Reads one version for one call of a verb. Not thread safe; each read uses all devices at once.
+
+    Attributes:
+        verify: how it verifies.
+        progress: told the bytes that land; None: nobody is.
+    """
+
+    def __init__(
+        self,
+        context: StoreContext,
+        version: VersionFacts,
+        manifest: Manifest,
+        checks: Checks,
+        *,
+        verify: Verify,
+        deadline_s: float | None = None,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        self.verify = verify
+        self.progress: ByteProgress | None = None
+        self._context = context
+        self._version = version
+        self._manifest = manifest
+        self._checks = checks
+        self._deadline_s = deadline_s
+        self._memory_limit_bytes = memory_limit_bytes or DEFAULT_MEMORY_LIMIT_BYTES
+        self._reports: list[LoadReport] = []
+
+    def report(self) -> LoadReport:
+        """Return what all reads up to now did, as one."""
+        return add_reports(self._reports, verify=self.verify)
+
+    def read_boxes(self, boxes: Sequence[Box]) -> None:
+        """Fill the destinations of boxes; see `transfer.reader.read_boxes`."""
+        parts = {extent.part for box in boxes for extent in _extents_of(box)}
+        report = read_boxes(
+            boxes,
+            parts=self._table(parts),
+            verify=self.verify,
+            deadline_s=self._left_s(),
+            memory_limit_bytes=self._memory_limit_bytes,
+            runtime=self._context.runtime,
+            progress=self._count,
+        )
+        self._reports.append(report)
+
+    def read_ranges(self, ranges: Sequence[PartRange], consume: Callable[[PartRange, memoryview], None]) -> None:
+        """Hand each range of a part to ``consume``; see `transfer.reader.read_parts`."""
+        report = read_parts(
+            ranges,
+            consume,
+            parts=self._table({each.part for each in ranges}),
+            verify=self.verify,
+            deadline_s=self._left_s(),
+            memory_limit_bytes=self._memory_limit_bytes,
+            runtime=self._context.runtime,
+            progress=self._count,
+        )
+        self._reports.append(report)
+
+    def read_bytes(self, file: File) -> bytes:
+        """Return all bytes of a file, which should be small."""
+        pieces = ExtentMap(file.extents).pieces(0, file.size_bytes, 0)
+        data = bytearray(file.size_bytes)
+
+        def copy(part_range: PartRange, view: memoryview) -> None:
+            data[part_range.key : part_range.key + len(view)] = view
+
+        self.read_ranges([PartRange(each.part, each.start, each.length, key=each.offset) for each in pieces], copy)
+        return bytes(data)
+
+    def _table(self, parts: Iterable[int]) -> PartTable:
+        context, version, manifest = self._context, self._version, self._manifest
+        return part_table(
+            context,
+            manifest,
+            self._checks,
+            parts,
+            confirm_checks=lambda: confirm_checks(context, version, manifest),
+            note_damage=lambda damaged: record_damage(context, damaged),
+        )
+
+    def _left_s(self) -> float | None:
+        """Return what earlier reads left of the deadline."""
+        if self._deadline_s is None or not self._reports:
+            return self._deadline_s
+        return max(self._deadline_s - sum(report.seconds for report in self._reports), 0.0)
+
+    def _count(self, size_bytes: int) -> None:
+        if self.progress is not None:
+            self.progress.count(size_bytes)
+
+
+def _extents_of(box: Box) -> Iterator[Extent]:
+    """Yield the extents of a box's file that its tensor touches."""
+    position = 0
+    start, end = box.tensor.start, box.tensor.start + box.tensor.length
+    for extent in box.file.extents:
+        if position < end and position + extent.length > start:
+            yield extent
+        position += extent.length
