@@ -73,7 +73,7 @@ def test_batches_of_any_size_give_the_file_that_the_library_writes(
     arrays = {f"{index}.w": rng.integers(0, 2, (index * 7, 1000)).astype(kinds[index % 5]) for index in range(40)}
     workshop.store.push(arrays, f"export/{split}", split=split, part_size=1 << 20)
     expected = safetensors.numpy.save(arrays)
-    for batch in (1 << 20, 300_000, 9_000):
+    for batch in (300_000, 9_000):
         monkeypatch.setattr(saving, "BATCH_BYTES", batch)
         workshop.store.model(f"export/{split}").save(tmp_path / f"{batch}.safetensors")
         assert (tmp_path / f"{batch}.safetensors").read_bytes() == expected
@@ -170,7 +170,7 @@ ARRAYS = {
 TIED_BYTES = bytes(64) + MATRIX.tobytes() + b"the end"
 
 
-@pytest.mark.parametrize("batch", [128 << 20, 100_000, 1_000])
+@pytest.mark.parametrize("batch", [128 << 20, 100_000, 4_000])
 def test_ties_are_written_once_and_views_in_c_order(
     batch: int, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -295,14 +295,14 @@ def test_what_safetensors_lacks_is_refused_and_nothing_is_written(
     dtype: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     layouts = (TensorLayout("good", "U8", (4,), None, 0, 4), TensorLayout("odd", dtype, (256,), None, 4, 144))
-    know(monkeypatch, {"m.gguf": FileStructure("gguf", layouts)})
-    files = {"m.gguf": bytes(148), "config.json": b"{}"}
+    know(monkeypatch, {"m.stub": FileStructure("gguf", layouts)})
+    files = {"m.stub": bytes(148), "config.json": b"{}"}
     name = f"export/{dtype[-3:].strip('<>_')}"
     workshop.store.push(write_tree(tmp_path / "in", files), name)
     for _ in range(2):
-        with pytest.raises(InvalidInput, match=f"'odd' of 'm.gguf' has the dtype {dtype}"):
+        with pytest.raises(InvalidInput, match=f"'odd' of 'm.stub' has the dtype {dtype}"):
             workshop.store.pull(name, tmp_path / "out", format="safetensors")
-        with pytest.raises(InvalidInput, match=f"'odd' of 'm.gguf' has the dtype {dtype}"):
+        with pytest.raises(InvalidInput, match=f"'odd' of 'm.stub' has the dtype {dtype}"):
             workshop.store.model(name).save(tmp_path / "out.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
     workshop.store.pull(name, tmp_path / "out", format="safetensors", include="*.json")
