@@ -16,12 +16,14 @@ from tensorkeep.formats.npy import NpyReader
 from tensorkeep.formats.npz import NpzReader
 from tensorkeep.formats.opaque import OpaqueReader
 from tensorkeep.formats.protocol import ByteSource, FileStructure, FormatReader
+from tensorkeep.formats.pytorch import PyTorchReader
 from tensorkeep.formats.safetensors import SafetensorsReader
 
 ENTRY_POINT_GROUP = "tensorkeep.formats"
 
 READERS: tuple[FormatReader, ...] = (
     SafetensorsReader(),
+    PyTorchReader(),
     GgufReader(),
     NpyReader(),
     NpzReader(),
