@@ -21,14 +21,14 @@ import numpy as np
 from tensorkeep.errors import Format
 from tensorkeep.formats import hdf5_probe
 from tensorkeep.formats.checking import check_structure
-from tensorkeep.formats.hdf5_probe import READ_LIMIT_BYTES
+from tensorkeep.formats.hdf5_probe import MAX_LINKS, READ_LIMIT_BYTES
 from tensorkeep.formats.protocol import ByteSource, FileStructure, TensorLayout
 from tensorkeep.records.dtype import NAMES_BY_NUMPY
 
-COMMAND = (sys.executable, "-I", "-S", os.path.abspath(hdf5_probe.__file__))
+COMMAND = (sys.executable or "python3", "-I", "-S", os.path.abspath(hdf5_probe.__file__))
 """Isolated from the user's environment and without site: where packages lie is said in the question."""
 
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 30.0
 """How long the child may stay silent."""
 
 LINE_LIMIT_BYTES = 64 << 10
@@ -162,6 +162,8 @@ def ask_probe(probe: Probe, format_name: str, source: ByteSource) -> FileStructu
             probe.send(_read(source, message, requests))
         elif isinstance(message, _Tensor):
             tensors.append(_layout(message))
+            if len(tensors) > MAX_LINKS:
+                raise _nonsense("too many tensors")
         elif isinstance(message, _Opaque):
             raise Format(_printable(message.why))
         else:

@@ -115,7 +115,7 @@ def inspect(handle: RemoteFile, say: Say) -> None:
     try:
         with h5py.File(handle, "r") as file:
             note = _Walk(h5py, file, say).run()
-            say("done", note)
+        say("done", note)
     except Unfit as unfit:
         say("opaque", str(unfit))
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
@@ -344,7 +344,8 @@ def _steps(link: str, target: str) -> list[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # the text of a KeyError has quotes
+    words = " ".join(str(text).split()) or type(error).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in words)[:300]
 
 
