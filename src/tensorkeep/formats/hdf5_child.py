@@ -6,7 +6,6 @@ checked like a stranger's. A child that crashes, hangs or talks nonsense is an e
 
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -16,14 +15,13 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-import numpy as np
 
 from tensorkeep.errors import Format
 from tensorkeep.formats import hdf5_probe
 from tensorkeep.formats.checking import check_structure
 from tensorkeep.formats.hdf5_probe import MAX_LINKS, READ_LIMIT_BYTES
 from tensorkeep.formats.protocol import ByteSource, FileStructure, TensorLayout
-from tensorkeep.records.dtype import NAMES_BY_NUMPY
+from tensorkeep.records.dtype import npy_name
 
 COMMAND = (sys.executable or "python3", "-I", "-S", os.path.abspath(hdf5_probe.__file__))
 """Isolated from the user's environment and without site: where packages lie is said in the question."""
@@ -36,7 +34,6 @@ ANSWER_LIMIT_BYTES = 256 << 20
 REQUEST_LIMIT = 4_000_000
 
 _CHUNK_BYTES = 64 << 10
-_NUMBERS = re.compile(r"[<>|][biufc](1|2|4|8|16|32)")
 
 
 class _Read(msgspec.Struct, tag="read", array_like=True, forbid_unknown_fields=True):
@@ -189,22 +186,11 @@ def _read(source: ByteSource, request: _Read, requests: int) -> bytes:
 
 
 def _layout(found: _Tensor) -> TensorLayout:
-    if found.dtype == "bfloat16":
-        dtype = "BF16"
-    elif _NUMBERS.fullmatch(found.dtype):
-        dtype = _dtype_name(found.dtype)
-    else:
+    dtype = "BF16" if found.dtype == "bfloat16" else npy_name(found.dtype)
+    if dtype is None:
         raise _nonsense("a dtype that numpy has not")
     start = found.start if found.length else 0
     return TensorLayout(found.name, dtype, found.shape, None, start, found.length)
-
-
-def _dtype_name(text: str) -> str:
-    try:
-        dtype = np.dtype(text)
-    except TypeError as error:
-        raise _nonsense("a dtype that numpy has not") from error
-    return NAMES_BY_NUMPY.get(dtype, f"NPY:{dtype.str}")
 
 
 def _printable(text: str) -> str:
