@@ -10,8 +10,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from tensorkeep import Format
-from tests.e2e.gguf_files import every_tensor, write_gguf, write_pieces
+from tensorkeep import Format, Integrity, NotFound
+from tests.e2e.conftest import CommandLine, StoreFactory
+from tests.e2e.gguf_files import TOKENS, every_tensor, write_gguf, write_pieces
+from tests.e2e.trees import safetensors_bytes
 from tests.e2e.workshop import Workshop
 
 
@@ -109,3 +111,62 @@ def test_a_cut_file_is_refused_and_stored_opaque_when_asked(workshop: Workshop, 
     assert refused.value.facts["path"] == "model.gguf"
     workshop.store.push(path, "gguf/cut", split="size")
     assert workshop.store.model("gguf/cut").files[0].format == "opaque"
+
+
+def test_metadata_is_read_back_from_the_store_as_the_gguf_package_reads_it(workshop: Workshop, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", seed=3)
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({}, {"format": "pt", "größe": "1"}))
+    (tmp_path / "notes.txt").write_text("nothing")
+    workshop.store.push(tmp_path, "gguf/metadata")
+    model = workshop.store.model("gguf/metadata")
+    found = model.metadata()
+    fields = gguf.GGUFReader(path).fields
+    assert list(found) == ["model.gguf", "model.safetensors"]
+    assert found["model.gguf"] == {
+        name: field.contents() for name, field in fields.items() if not name.startswith("GGUF.")
+    }
+    assert found["model.gguf"]["tokenizer.ggml.tokens"] == TOKENS
+    assert found["model.safetensors"] == {"format": "pt", "größe": "1"}
+    assert model.metadata("model.safetensors") == {"model.safetensors": found["model.safetensors"]}
+    assert model.metadata("notes.txt") == {"notes.txt": {}}
+    assert model.report is None
+    with pytest.raises(NotFound, match=r"no file 'other\.gguf'"):
+        model.metadata("other.gguf")
+
+
+def test_metadata_of_a_damaged_header_is_an_error_and_never_a_wrong_word(workshop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.gguf"
+    write_gguf(path, seed=4)
+    workshop.store.push(path, "gguf/damaged")
+    model = workshop.store.model("gguf/damaged")
+    header = path.read_bytes()[:4096]
+    for name in workshop.devices:
+        for part in (workshop.place(name) / "parts").rglob("*.*"):
+            at = part.read_bytes().find(header)
+            if at < 0:
+                continue
+            data = bytearray(part.read_bytes())
+            data[at + 2000] ^= 1
+            part.chmod(0o600)
+            part.write_bytes(data)
+    with pytest.raises(Integrity):
+        model.metadata()
+
+
+def test_show_prints_metadata_without_reading_tensors(
+    command_line: CommandLine, store_factory: StoreFactory, tmp_path: Path
+) -> None:
+    workshop = store_factory(1)
+    path = write_gguf(tmp_path / "model.gguf", seed=5)
+    workshop.store.push(path, "gguf/show")
+    start = path.read_bytes()[: 2 << 20]
+    parts = list((workshop.place("disk0") / "parts").rglob("*.*"))
+    far = [part for part in parts if part.read_bytes()[:1024] not in start]
+    assert len(far) > 30
+    for part in far:  # what is not there can't be read
+        part.unlink()
+    answer = command_line("show", "gguf/show", "--metadata", store=workshop.location)
+    assert '[2,000 items] "token 0"' in answer.out
+    assert "{{ messages }}\\x1b[31m größe" in answer.out
+    document = command_line("show", "gguf/show", "--metadata", "--json", store=workshop.location).json
+    assert document["metadata"]["model.gguf"]["tokenizer.ggml.tokens"] == TOKENS

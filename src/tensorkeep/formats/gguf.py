@@ -92,7 +92,7 @@ class GgufReader:
         cursor = Cursor(source)
         opening = _read_opening(cursor)
         if isinstance(opening, str):
-            raise Format(f"its metadata can't be read: {opening}")
+            raise Format(opening)
         values = ValueReader(cursor)
         return {key: values.read(kind) for key, kind in iter_keys(cursor, opening.keys)}
 

@@ -4,8 +4,10 @@ A new format here is one reader in `READERS`; a package adds one under the entry
 foreign reader says is checked: a structure is kept for years, and a wrong one would load wrong tensors.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
 from tensorkeep.errors import Format, InvalidInput
 from tensorkeep.formats.checking import check_structure
@@ -15,7 +17,7 @@ from tensorkeep.formats.keras import KerasReader
 from tensorkeep.formats.npy import NpyReader
 from tensorkeep.formats.npz import NpzReader
 from tensorkeep.formats.opaque import OpaqueReader
-from tensorkeep.formats.protocol import ByteSource, FileStructure, FormatReader
+from tensorkeep.formats.protocol import ByteSource, FileStructure, FormatReader, MetadataReader
 from tensorkeep.formats.pytorch import PyTorchReader
 from tensorkeep.formats.safetensors import SafetensorsReader
 
@@ -89,3 +91,20 @@ def read_structure(path: str, source: ByteSource, *, strict: bool = True) -> Fil
             **{**error.facts, "path": path},
         ) from error
     return structure
+
+
+def read_metadata(path: str, format_name: str, source: ByteSource) -> Mapping[str, Any] | None:
+    """Return what a file of a format says of itself; None where it is of a format that has no metadata, or opaque.
+
+    Raises:
+        Format: the file breaks its format's rules, or has more metadata than is read; the message names the path.
+    """
+    reader = find_reader(path)
+    if reader.name != format_name or not isinstance(reader, MetadataReader):
+        return None
+    try:
+        return reader.read_metadata(path, source)
+    except Format as error:
+        raise Format(
+            f"the metadata of {path!r} can't be read: {error.message}", **{**error.facts, "path": path}
+        ) from error

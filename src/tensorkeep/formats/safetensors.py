@@ -8,6 +8,7 @@ Source: https://github.com/huggingface/safetensors (README, "Format"; ``tensor.r
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -52,11 +53,20 @@ class SafetensorsReader:
         data_start = LENGTH_BYTES + len(header)
         fields = _split_header(header)
         if METADATA_KEY in fields:
-            _check_metadata(fields.pop(METADATA_KEY))
+            _read_texts(fields.pop(METADATA_KEY))
         tensors = [_read_tensor(name, raw, data_start) for name, raw in fields.items()]
         tensors.sort(key=_position)
         _check_cover(tensors, data_start, source.size_bytes)
         return FileStructure(SAFETENSORS, tuple(tensors))
+
+    def read_metadata(self, path: str, source: ByteSource) -> Mapping[str, Any]:  # noqa: ARG002 - the header has all keys
+        """Return the texts of ``__metadata__``, in the file's order.
+
+        Raises:
+            Format: the header is not JSON, or its metadata no map of texts.
+        """
+        fields = _split_header(_read_header(source))
+        return _read_texts(fields[METADATA_KEY]) if METADATA_KEY in fields else {}
 
 
 class _Info(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,13 +125,15 @@ def _split_header(header: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
-def _check_metadata(raw: msgspec.Raw) -> None:
+def _read_texts(raw: msgspec.Raw) -> dict[str, str]:
     try:
         pairs = _METADATA.decode(raw)
     except _DECODE_ERRORS as error:
         raise Format(f"its {METADATA_KEY} is not a map of texts to texts: {error}") from error
-    if len({key.text for key in pairs}) != len(pairs):
+    texts = {key.text: value for key, value in pairs.items()}
+    if len(texts) != len(pairs):
         raise Format(f"its {METADATA_KEY} names {_first_duplicate(pairs)!r} twice")
+    return texts
 
 
 def _first_duplicate(pairs: dict[_Key, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput, NotFound
+from tensorkeep.formats.registry import read_metadata
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
@@ -21,6 +22,7 @@ from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import VersionReader, choose_verify
 from tensorkeep.store.reports import FileInfo, ProgressCallback, TensorInfo, Version
 from tensorkeep.store.saving import SaveReport, save_tensors
+from tensorkeep.store.stored_source import StoredSource
 from tensorkeep.store.structure import open_checks
 from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.report import LoadReport, Verify
@@ -60,6 +62,25 @@ class Model:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """The tensors of the version, by name."""
         return _TensorMap(self.manifest, self._named)
+
+    def metadata(self, path: str | None = None) -> dict[str, dict[str, Any]]:
+        """Return what files say of themselves, by path: texts, numbers, booleans and lists of them, in each file's order.
+
+        Only headers are read, verified: ``__metadata__`` of safetensors, all keys of GGUF. Files of formats without metadata
+        are left out; ``path`` asks for one file, whose metadata is then empty.
+
+        Raises:
+            NotFound: there is no file of that path.
+            Format: a file has more metadata than is read.
+            Integrity: bytes of a header are damaged on every device that has them.
+            NotEnoughCopies: no device that has a header can be read.
+        """
+        files = [file for file in self.manifest.files if path in (None, file.path)]
+        if not files and path is not None:
+            raise NotFound(f"{self.name} has no file {path!r}: `tensorkeep show --files` lists them", path=path)
+        reader = self._reader(None, None)
+        found = {file.path: read_metadata(file.path, file.format, StoredSource(file, reader)) for file in files}
+        return {name: dict(keys or {}) for name, keys in found.items() if keys is not None or path is not None}
 
     def load(
         self,

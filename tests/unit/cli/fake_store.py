@@ -140,6 +140,17 @@ TENSORS = [
         digest="ef" * 32,
     ),
 ]
+METADATA: dict[str, dict[str, Any]] = {
+    "model.gguf": {
+        "general.name": "tiny\x1b[31m\nllama",
+        "tokenizer.ggml.tokens": [f"token {index}" for index in range(151_936)],
+        "tokenizer.chat_template": "x" * 4321,
+        "llama.block_count": 36,
+        "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
+        "tokenizer.ggml.add_bos_token": True,
+        "nested": [[1, 2], []],
+    }
+}
 DIFF = Diff(
     old=OLD_ID,
     new=NEW_ID,
@@ -178,6 +189,7 @@ class FakeStore:
             ),
             "load": LOAD_REPORT,
             "save": SaveReport("out.safetensors", 2_000_000_100, 2, {"lm_head": "wte"}, LOAD_REPORT),
+            "metadata": METADATA,
             "models": [
                 ModelSummary(
                     MODEL, "01J0000000000000000000000M", "replicas=2", 2, ("main",), ("v1", "v2"), NEW_ID, 5, None
@@ -231,6 +243,7 @@ class FakeStore:
         version = OLD_VERSION if OLD_ID in spec else VERSION
         load = self._door("load")
         model = SimpleNamespace(name=MODEL, version=version, files=FILES, tensors={t.name: t for t in TENSORS})
+        model.metadata = self._door("metadata")
 
         def load_and_report(**options: Any) -> dict[str, int]:
             model.report = load(spec, **options)

@@ -208,6 +208,41 @@ def test_show_sums_tensors_by_dtype_and_lists_them_on_request(run: Run) -> None:
     assert "abababababab" in long
 
 
+def test_show_lists_metadata_by_the_start_and_the_length_of_what_is_long(run: Run) -> None:
+    ran = run("show", MODEL, "--metadata")
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in ran.out.splitlines() if line}
+    assert rows["KEY"].split() == ["TYPE", "VALUE"]
+    assert rows["general.name"].split() == ["text", "tiny\\x1b[31m\\nllama"]
+    assert '[151,936 items] "token 0", "token 1", "token 2", ' in rows["tokenizer.ggml.tokens"]
+    assert rows["tokenizer.ggml.tokens"].startswith("list of text")
+    assert rows["tokenizer.ggml.tokens"].endswith("…")
+    assert rows["tokenizer.chat_template"].endswith("xxx… (4,321 characters)")
+    assert rows["llama.block_count"].split() == ["int", "36"]
+    assert rows["llama.attention.layer_norm_rms_epsilon"].split() == ["float", "1e-05"]
+    assert rows["tokenizer.ggml.add_bos_token"].split() == ["bool", "true"]
+    assert rows["nested"].endswith("[2 items] [2 items] 1, 2, [0 items]")
+
+
+def test_show_names_the_files_of_metadata_where_there_are_several(run: Run) -> None:
+    several = {"a.safetensors": {"format": "pt"}, "b.safetensors": {}, "c.safetensors": {"format": "pt"}}
+    rows = [line.split() for line in run("show", MODEL, "--metadata", metadata=several).out.splitlines()]
+    assert rows[-3:] == [
+        ["FILE", "KEY", "TYPE", "VALUE"],
+        ["a.safetensors", "format", "text", "pt"],
+        ["c.safetensors", "format", "text", "pt"],
+    ]
+    assert run("show", MODEL, "--metadata", metadata={}).out.endswith("no metadata\n")
+
+
+def test_show_reads_metadata_only_when_asked(run: Run) -> None:
+    plain = run("show", MODEL, "--json")
+    assert "metadata" not in plain.document
+    assert not any(name == "metadata" for name, _, _ in plain.doors.store.calls)
+    asked = run("show", MODEL, "--json", "--metadata").document["metadata"]["model.gguf"]
+    assert len(asked["tokenizer.ggml.tokens"]) == 151_936
+    assert asked["general.name"] == "tiny\x1b[31m\nllama"
+
+
 def test_show_sums_tensors_by_layer(run: Run) -> None:
     rows = [line.split() for line in run("show", MODEL, "--layers").out.splitlines()]
     assert rows[-2:] == [["h.0", "1", "2,048", "4.10", "kB"], ["(no", "layer)", "2", "1", "4", "B"]]

@@ -17,7 +17,7 @@ from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import DAMAGE, DIFF, LOAD_REPORT, MODEL, problem_report
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
-OPEN = ("aliases", "device_bytes", "branches", "tags")
+OPEN = ("aliases", "device_bytes", "branches", "tags", "metadata")
 """Objects whose keys are names, not promises."""
 
 SHARED = {
@@ -41,7 +41,7 @@ COMMANDS = {
     "load --to": ("load", MODEL, "out.safetensors", "--to", "safetensors"),
     "ls": ("ls",),
     "ls MODEL": ("ls", MODEL),
-    "show": ("show", MODEL),
+    "show": ("show", MODEL, "--metadata"),
     "log": ("log", MODEL),
     "diff": ("diff", MODEL, MODEL),
     "tag": ("tag", MODEL, "v1"),

@@ -298,7 +298,7 @@ def test_metadata_of_a_broken_or_unknown_file_is_refused() -> None:
     for what in ("2^63 texts", "2^63 numbers", "2^63 arrays", "a text of 2^63", "an unknown type", "arrays too deep"):
         with pytest.raises(Format, match="key 'a'"):
             READER.read_metadata("model.gguf", Source(BROKEN[what][0]))
-    with pytest.raises(Format, match="can't be read: it is big-endian"):
+    with pytest.raises(Format, match="it is big-endian"):
         READER.read_metadata("model.gguf", Source(header(version=3 << 24)))
 
 

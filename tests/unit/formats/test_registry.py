@@ -5,7 +5,7 @@ import pytest
 from tensorkeep.errors import Format
 from tensorkeep.formats.opaque import OPAQUE
 from tensorkeep.formats.protocol import FileStructure
-from tensorkeep.formats.registry import READERS, find_reader, read_structure
+from tensorkeep.formats.registry import READERS, find_reader, read_metadata, read_structure
 from tensorkeep.formats.safetensors import SAFETENSORS
 
 GOOD = (2).to_bytes(8, "little") + b"{}"
@@ -51,3 +51,14 @@ def test_a_broken_file_is_refused_naming_path_rule_and_remedy() -> None:
 def test_a_broken_file_is_opaque_where_that_was_asked_for() -> None:
     assert read_structure("model.safetensors", Source(BROKEN), strict=False) == FileStructure(OPAQUE, ())
     assert read_structure("model.safetensors", Source(GOOD), strict=False).format == SAFETENSORS
+
+
+def test_metadata_is_read_by_the_reader_of_the_format_that_the_file_was_stored_as() -> None:
+    header = b'{"__metadata__":{"z":"1","format":"pt"}}'
+    source = Source(len(header).to_bytes(8, "little") + header)
+    assert read_metadata("m.safetensors", SAFETENSORS, source) == {"z": "1", "format": "pt"}
+    assert read_metadata("m.safetensors", SAFETENSORS, Source(GOOD)) == {}
+    assert read_metadata("m.safetensors", OPAQUE, Source(b"broken")) is None
+    assert read_metadata("config.json", OPAQUE, Source(b"{}")) is None
+    with pytest.raises(Format, match=r"metadata of 'm\.safetensors' can't be read: its header says"):
+        read_metadata("m.safetensors", SAFETENSORS, Source(BROKEN))

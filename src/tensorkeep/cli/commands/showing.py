@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tensorkeep.cli.command import SpecArgument
+from tensorkeep.cli.metadata_table import metadata_table
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import human_count, human_number, human_size, parse_shape, parse_size, shape_text
@@ -29,6 +30,7 @@ def show(
     files: Annotated[bool, typer.Option("--files", help="List every file.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, or those that fit.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="List the parameters of each layer.")] = False,
+    metadata: Annotated[bool, typer.Option("--metadata", help="List what files say of themselves.")] = False,
     names: Annotated[
         list[str] | None,
         typer.Option("--name", metavar="GLOB", help="Only tensors of such a name.", show_default=False),
@@ -59,7 +61,7 @@ def show(
     """Show a version with its files, tensors and parameters.
 
     Options that say "only" may be given several times: one of them has to fit. They imply --tensors. --json always has
-    everything, but only the tensors that fit.
+    everything but metadata, which is read only when asked for, and only the tensors that fit.
     """
     from tensorkeep.store.parameters import count_parameters
     from tensorkeep.store.selection import TensorFilter, select_tensors
@@ -75,6 +77,7 @@ def show(
     with session.store() as store:
         model = store.model(spec)
         version, listed, every = model.version, list(model.files), list(model.tensors.values())
+        told = model.metadata() if metadata else {}
     chosen = select_tensors(every, wanted, sort=sort)
     summary = count_parameters(chosen)
 
@@ -88,6 +91,8 @@ def show(
             shown.append(_layer_table(summary))
         if files:
             shown.append(_file_table(listed))
+        if metadata:
+            shown.append(metadata_table(told))
         if tensors or sort or not wanted.is_empty:
             shown.append(_tensor_table(chosen, empty="no tensors" if wanted.is_empty else "no tensor fits"))
         return shown
@@ -99,7 +104,7 @@ def show(
         "tensors_in_all": len(every),
         "summary": summary,
     }
-    session.show(document, blocks)
+    session.show(document | {"metadata": told} if metadata else document, blocks)
 
 
 def _version_facts(
