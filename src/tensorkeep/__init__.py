@@ -36,8 +36,18 @@ from tensorkeep.errors import (
 
 if TYPE_CHECKING:
     from tensorkeep.runtime import Runtime
+    from tensorkeep.store.join_file import JoinReport
     from tensorkeep.store.model import Model, TensorHandle
-    from tensorkeep.store.reports import Diff, GcReport, RebuildReport, StatusReport, VerifyReport, Version
+    from tensorkeep.store.reports import (
+        Diff,
+        GcReport,
+        ProgressCallback,
+        RebuildReport,
+        StatusReport,
+        VerifyReport,
+        Version,
+    )
+    from tensorkeep.store.split_file import SplitReport
     from tensorkeep.store.store import DeviceCollection, Store
     from tensorkeep.transfer.report import LoadReport
 
@@ -52,12 +62,14 @@ __all__ = [
     "Integrity",
     "Internal",
     "InvalidInput",
+    "JoinReport",
     "LoadReport",
     "Model",
     "NotEnoughCopies",
     "NotFound",
     "PermissionDenied",
     "RebuildReport",
+    "SplitReport",
     "StatusReport",
     "Store",
     "TensorHandle",
@@ -67,17 +79,21 @@ __all__ = [
     "Version",
     "__version__",
     "init",
+    "join_file",
     "open",
     "rebuild_catalog",
+    "split_file",
 ]
 
 _LAZY = {
     "DeviceCollection": "tensorkeep.store.store",
     "Diff": "tensorkeep.store.reports",
     "GcReport": "tensorkeep.store.reports",
+    "JoinReport": "tensorkeep.store.join_file",
     "LoadReport": "tensorkeep.transfer.report",
     "Model": "tensorkeep.store.model",
     "RebuildReport": "tensorkeep.store.reports",
+    "SplitReport": "tensorkeep.store.split_file",
     "StatusReport": "tensorkeep.store.reports",
     "Store": "tensorkeep.store.store",
     "TensorHandle": "tensorkeep.store.model",
@@ -168,6 +184,83 @@ def rebuild_catalog(
     from tensorkeep.store.rebuild import rebuild_catalog as rebuild  # noqa: PLC0415
 
     return rebuild(_folder(location), sources=sources, force=force, runtime=runtime or system_runtime(), user=_user())
+
+
+def split_file(
+    path: "str | os.PathLike[str]",
+    *,
+    parts: int,
+    to: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None" = None,
+    force: bool = False,
+    progress: "bool | ProgressCallback | None" = None,
+    runtime: "Runtime | None" = None,
+) -> "SplitReport":
+    """Split a file into part files and an index of them, and return what was made. No store is needed, nor made.
+
+    The parts are the file's bytes, cut at ``floor(i * size / parts)``, in ``NAME.part-1-of-4`` and so on; the index is
+    ``NAME.parts.json`` beside the file, with a copy in each folder of parts. One pass, in bounded memory; what is there
+    when this returns is durable.
+
+    Args:
+        path: a regular file, followed through links.
+        parts: how many, from 1 to 10,000 and at most one for each byte; an empty file makes one.
+        to: folders for the parts, made where they are missing; part i goes to folder i modulo their number. None: beside
+            the file.
+        force: replace files of the same names.
+        progress: True for a line on standard error, or a callback.
+        runtime: as in `open`.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidInput: it is not a regular file or changed meanwhile, the number makes no sense, a folder is given twice.
+        AlreadyExists: a part or an index is there already.
+        Capacity: the parts don't fit; nothing was written then.
+        PermissionDenied: the file can't be read, or a folder not be written.
+    """
+    from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
+    from tensorkeep.store import split_file as module  # noqa: PLC0415
+
+    return module.split_file(
+        path, parts=parts, to=to, force=force, progress=progress, runtime=runtime or system_runtime()
+    )
+
+
+def join_file(
+    index: "str | os.PathLike[str]",
+    path: "str | os.PathLike[str] | None" = None,
+    *,
+    sources: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None" = None,
+    force: bool = False,
+    progress: "bool | ProgressCallback | None" = None,
+    runtime: "Runtime | None" = None,
+) -> "JoinReport":
+    """Make a file again from the parts that `split_file` wrote, and return what was read.
+
+    Every part and the whole are verified before the file appears under its name. Parts are looked for where the index says,
+    beside the index, and in ``sources``; where one copy is bad, the next is read.
+
+    Args:
+        index: ``NAME.parts.json``, or one of its copies.
+        path: the file to make; None: under its old name beside the index.
+        sources: more folders to look for parts in.
+        force: replace a file of that name.
+        progress: as in `split_file`.
+        runtime: as in `open`.
+
+    Raises:
+        Integrity: parts are damaged, swapped or of another split (the message names each, ``facts["problems"]`` has them as
+            values), or the index is damaged.
+        NotFound: parts are missing, or there is no index.
+        Format: the index is of a newer format.
+        AlreadyExists: there is such a file already.
+        Capacity: the file does not fit.
+    """
+    from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
+    from tensorkeep.store import join_file as module  # noqa: PLC0415
+
+    return module.join_file(
+        index, path, sources=sources, force=force, progress=progress, runtime=runtime or system_runtime()
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -18,12 +18,14 @@ def test_the_public_names_are_these() -> None:
         "Integrity",
         "Internal",
         "InvalidInput",
+        "JoinReport",
         "LoadReport",
         "Model",
         "NotEnoughCopies",
         "NotFound",
         "PermissionDenied",
         "RebuildReport",
+        "SplitReport",
         "StatusReport",
         "Store",
         "TensorHandle",
@@ -33,8 +35,10 @@ def test_the_public_names_are_these() -> None:
         "Version",
         "__version__",
         "init",
+        "join_file",
         "open",
         "rebuild_catalog",
+        "split_file",
     ]
 
 

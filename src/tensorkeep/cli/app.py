@@ -6,7 +6,7 @@ import typer
 
 from tensorkeep._version import __version__
 from tensorkeep.cli.command import DebugOption, JsonOption, StoreOption, add_command, help_text
-from tensorkeep.cli.commands import devices, history, names, removal, setup, showing, transfers, upkeep
+from tensorkeep.cli.commands import devices, history, names, part_files, removal, setup, showing, transfers, upkeep
 from tensorkeep.cli.failures import USAGE
 from tensorkeep.cli.session import Session
 from tensorkeep.errors import InvalidInput
@@ -68,6 +68,20 @@ def build_app() -> typer.Typer:
         "rebuild-catalog",
         setup.rebuild_catalog,
         "tensorkeep rebuild-catalog --from file:///mnt/nvme0 --from file:///mnt/nvme1",
+    )
+    add_command(
+        app,
+        "split",
+        part_files.split,
+        "tensorkeep split model.bin --parts 4",
+        "tensorkeep split model.bin --parts 4 --to /mnt/a --to /mnt/b",
+    )
+    add_command(
+        app,
+        "join",
+        part_files.join,
+        "tensorkeep join model.bin.parts.json",
+        "tensorkeep join model.bin.parts.json ./again.bin --from /mnt/c",
     )
     return app
 

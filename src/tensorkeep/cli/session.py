@@ -16,12 +16,14 @@ from tensorkeep.errors import InvalidInput
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from tensorkeep.store.reports import Progress, RebuildReport
+    from tensorkeep.store.join_file import JoinReport
+    from tensorkeep.store.reports import Progress, ProgressCallback, RebuildReport
+    from tensorkeep.store.split_file import SplitReport
     from tensorkeep.store.store import Store
 
 
 class Doors:
-    """The three functions of `tensorkeep` that give a store or make one; imported when first used."""
+    """The functions of `tensorkeep` that give a store, make one, or need none; imported when first used."""
 
     def open(self, location: str | None) -> "Store":
         """Return the store at a location, or the default one."""
@@ -40,6 +42,28 @@ class Doors:
         import tensorkeep
 
         return tensorkeep.rebuild_catalog(location, sources=sources, force=force)
+
+    def split_file(
+        self, path: str, *, parts: int, to: list[str] | None, force: bool, progress: "ProgressCallback | None"
+    ) -> "SplitReport":
+        """Return the report of a file split into parts."""
+        import tensorkeep
+
+        return tensorkeep.split_file(path, parts=parts, to=to, force=force, progress=progress)
+
+    def join_file(
+        self,
+        index: str,
+        path: str | None,
+        *,
+        sources: list[str] | None,
+        force: bool,
+        progress: "ProgressCallback | None",
+    ) -> "JoinReport":
+        """Return the report of a file made from its parts."""
+        import tensorkeep
+
+        return tensorkeep.join_file(index, path, sources=sources, force=force, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Literal
 
 import msgspec
 
-from tensorkeep.errors import Format, Integrity
-from tensorkeep.records.digest import blake3_256
+from tensorkeep.errors import Format
 from tensorkeep.records.json_text import decode_canonical, encode_canonical
 from tensorkeep.records.layout import LAYOUT_VERSION
+from tensorkeep.records.sealing import seal, unseal
 from tensorkeep.records.ulid import parse_ulid
 
 IDENTITY_NAME = "tensorkeep.json"
@@ -20,7 +20,7 @@ IDENTITY_NAME = "tensorkeep.json"
 Durability = Literal["durable", "soft"]
 DeviceState = Literal["active", "lost"]
 
-_SEAL = b',"blake3":"'
+_SEAL = "blake3"
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +60,7 @@ class DeviceIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode_identity(identity: DeviceIdentity) -> bytes:
     """Return the bytes of ``tensorkeep.json``: canonical JSON whose last field is a ``blake3`` over the rest."""
-    body = encode_canonical(identity)
-    return body[:-1] + _SEAL + blake3_256(body).hex().encode() + b'"}\n'
+    return seal(encode_canonical(identity), _SEAL)
 
 
 def decode_identity(data: bytes, *, device: str) -> DeviceIdentity:
@@ -71,14 +70,8 @@ def decode_identity(data: bytes, *, device: str) -> DeviceIdentity:
         Integrity: the seal does not fit the rest.
         Format: a newer layout, or not an identity at all.
     """
-    text = data.rstrip(b"\n")
-    head, found, tail = text.rpartition(_SEAL)
-    if not found or not tail.endswith(b'"}') or data != text + b"\n":
-        raise Integrity(f"{IDENTITY_NAME} of device {device} has no seal: it is damaged or not ours", device=device)
-    body = head + b"}"
-    if blake3_256(body).hex().encode() != tail[:-2]:
-        raise Integrity(f"{IDENTITY_NAME} of device {device} is damaged: its checksum does not fit", device=device)
     what = f"{IDENTITY_NAME} of device {device}"
+    body = unseal(data, _SEAL, what=what, device=device)
     # The version alone first: a newer layout may have other fields, and its user must be told to upgrade.
     newest = decode_canonical(body, _Head, what=what)
     if newest.layout > LAYOUT_VERSION:

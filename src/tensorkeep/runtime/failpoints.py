@@ -39,6 +39,16 @@ FAILPOINTS: frozenset[str] = frozenset(
         "rebuild.listed",
         "rebuild.catalog_written",
         "rebuild.catalog_installed",
+        "split.reserved",
+        "split.part_written",
+        "split.part_published",
+        "split.parts_durable",
+        "split.copy_published",
+        "split.index_published",
+        "join.reserved",
+        "join.part_taken",
+        "join.verified",
+        "join.published",
     }
 )
 

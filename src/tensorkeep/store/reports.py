@@ -339,3 +339,15 @@ class RebuildReport:
     missing: tuple[str, ...]
     replaced: str | None
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A part file of a split file: bytes ``[start, start + size_bytes)`` of the whole; ``number`` counts from 1, digests are hex."""
+
+    number: int
+    path: str
+    start: int
+    size_bytes: int
+    blake3: str
+    sha256: str

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tensorkeep.errors import InvalidInput, NotFound, PermissionDenied, Unavailable
+from tensorkeep.errors import InvalidInput, NotFound, PermissionDenied, TensorkeepError, Unavailable
 from tensorkeep.formats.writing import safetensors_header
 from tensorkeep.records.dtype import NAMES_BY_NUMPY
 from tensorkeep.records.paths import check_paths
@@ -102,12 +102,12 @@ class FileSource:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise _changed(self.path) from error  # it was a file when it was scanned
         except OSError as error:
-            raise _translate(error, self.real_path) from error
+            raise translate_read_error(error, self.real_path) from error
 
     def check_unchanged(self) -> None:
         """Return if the file is what it was when it was scanned."""
         try:
-            now = _stamp(os.stat(self.real_path))
+            now = stamp_of(os.stat(self.real_path))
         except OSError as error:
             raise _changed(self.path) from error
         if now != self.stamp:
@@ -166,7 +166,7 @@ def open_sources(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Pus
     try:
         status = os.stat(root)
     except OSError as error:
-        raise _translate(error, root) from error
+        raise translate_read_error(error, root) from error
     if stat.S_ISDIR(status.st_mode):
         found: list[PushSource] = sorted(_walk(root, ""), key=lambda file: file.path)
         if not found:
@@ -182,7 +182,7 @@ def _walk(folder: str, prefix: str) -> Iterator[FileSource]:
         with os.scandir(folder) as entries:
             listing = list(entries)
     except OSError as error:
-        raise _translate(error, folder) from error
+        raise translate_read_error(error, folder) from error
     for entry in listing:
         path = prefix + entry.name
         if entry.is_dir(follow_symlinks=False):
@@ -191,7 +191,7 @@ def _walk(folder: str, prefix: str) -> Iterator[FileSource]:
         try:
             status = entry.stat(follow_symlinks=True)
         except OSError as error:
-            raise _translate(error, entry.path) from error
+            raise translate_read_error(error, entry.path) from error
         if stat.S_ISDIR(status.st_mode):
             raise InvalidInput(
                 f"{entry.path} is a link to a folder: push the folder itself, or copy it in", path=entry.path
@@ -204,7 +204,7 @@ def _file_source(real_path: str, path: str, status: os.stat_result) -> FileSourc
         raise InvalidInput(f"{real_path} is not a regular file: remove it from what is pushed", path=real_path)
     if not os.access(real_path, os.R_OK):
         raise PermissionDenied(f"{real_path} can't be read: change its permissions", path=real_path)
-    return FileSource(path, real_path, _stamp(status))
+    return FileSource(path, real_path, stamp_of(status))
 
 
 def _source_of_arrays(arrays: Mapping[str, Any]) -> MemorySource:
@@ -226,7 +226,8 @@ def _source_of_arrays(arrays: Mapping[str, Any]) -> MemorySource:
     return MemorySource(ARRAYS_FILE, [memoryview(header), *(body.data for body in bodies)])
 
 
-def _stamp(status: os.stat_result) -> Stamp:
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return what tells a file apart from its later selves."""
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -236,7 +237,8 @@ def _changed(path: str) -> InvalidInput:
     )
 
 
-def _translate(error: OSError, path: str) -> Exception:
+def translate_read_error(error: OSError, path: str) -> TensorkeepError:
+    """Return our error for what the system said when a file was to be read."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if Path(path).is_symlink():
             return InvalidInput(f"{path} is a link to nothing: remove it or mend it", path=path)

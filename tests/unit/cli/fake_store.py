@@ -6,12 +6,14 @@ from typing import Any, Self
 
 from tensorkeep.cli.session import Doors
 from tensorkeep.records.device import DeviceFacts
+from tensorkeep.store.join_file import JoinReport
 from tensorkeep.store.pull import PullReport
 from tensorkeep.store.reports import (
     DeviceStatus,
     Diff,
     FileChange,
     FileInfo,
+    FilePart,
     GcReport,
     LogEntry,
     ModelSummary,
@@ -29,6 +31,7 @@ from tensorkeep.store.reports import (
     Version,
 )
 from tensorkeep.store.saving import SaveReport
+from tensorkeep.store.split_file import SplitReport
 from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport
 
 NEW_ID = "4f1c2ab" + "0" * 33
@@ -170,6 +173,32 @@ DIFF = Diff(
 )
 
 
+FILE_PARTS = (
+    FilePart(1, "/mnt/a/model.bin.part-1-of-2", 0, 1_000_000, "ab" * 32, "cd" * 32),
+    FilePart(2, "/mnt/b/model.bin.part-2-of-2", 1_000_000, 1_000_001, "ef" * 32, "01" * 32),
+)
+SPLIT_REPORT = SplitReport(
+    path="/data/model.bin",
+    index="/data/model.bin.parts.json",
+    copies=("/mnt/a/model.bin.parts.json", "/mnt/b/model.bin.parts.json"),
+    size_bytes=2_000_001,
+    blake3="23" * 32,
+    sha256="45" * 32,
+    parts=FILE_PARTS,
+    seconds=0.5,
+)
+JOIN_REPORT = JoinReport(
+    path="/data/again.bin",
+    index="/data/model.bin.parts.json",
+    size_bytes=2_000_001,
+    blake3="23" * 32,
+    sha256="45" * 32,
+    parts=FILE_PARTS,
+    seconds=0.25,
+    warnings=("part 2 is damaged: /mnt/b/model.bin.part-2-of-2; /mnt/c/model.bin.part-2-of-2 was read instead",),
+)
+
+
 @dataclass
 class FakeStore:
     """Answers each promise with the report that ``answers`` holds, or raises it where it is an exception."""
@@ -224,6 +253,8 @@ class FakeStore:
                 short=(ShortVersion(MODEL, NEW_ID, 3),),
                 warnings=("device hdd0 does not answer",),
             ),
+            "split_file": SPLIT_REPORT,
+            "join_file": JOIN_REPORT,
             **self.answers,
         }
 
@@ -288,6 +319,12 @@ class FakeDoors(Doors):
         self.locations.append(location)
         self.options = {"replicas": replicas, "ec": ec}
         return self.store
+
+    def split_file(self, path: str, **options: Any) -> Any:
+        return self.store.split_file(path, **options)
+
+    def join_file(self, index: str, path: str | None, **options: Any) -> Any:
+        return self.store.join_file(index, path, **options)
 
     def rebuild_catalog(self, location: str | None, *, sources: list[str], force: bool) -> RebuildReport:
         self.locations.append(location)

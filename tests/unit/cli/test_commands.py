@@ -481,3 +481,34 @@ def test_control_characters_in_names_do_not_reach_the_terminal(run: Run) -> None
     ran = run("push", "x", MODEL, push=dataclasses.replace(version, model="a\x1b]0;b", report=PUSH_REPORT))
     assert "\x1b" not in ran.out
     assert "\\x1b]0;b" in ran.out
+
+
+def test_split_and_join_pass_every_option_on_and_open_no_store(run: Run) -> None:
+    ran = run("split", "model.bin", "--parts", "2", "--to", "/mnt/a", "--to", "/mnt/b", "--force")
+    assert ran.call == ("split_file", ("model.bin",), {"parts": 2, "to": ["/mnt/a", "/mnt/b"], "force": True})
+    assert ran.doors.locations == []
+    ran = run("join", "model.bin.parts.json", "again.bin", "--from", "/mnt/c", "--force")
+    assert ran.call == ("join_file", ("model.bin.parts.json", "again.bin"), {"sources": ["/mnt/c"], "force": True})
+    assert ran.doors.locations == []
+
+
+def test_split_and_join_leave_what_was_not_said_to_the_defaults(run: Run) -> None:
+    assert run("split", "m", "--parts", "1").call[2] == {"parts": 1, "to": None, "force": False}
+    assert run("join", "m.parts.json").call[1:] == (("m.parts.json", None), {"sources": None, "force": False})
+
+
+def test_split_shows_the_index_its_copies_and_every_part(run: Run) -> None:
+    ran = run("split", "model.bin", "--parts", "2")
+    for text in ("2.00 MB, into 2 parts", "/data/model.bin.parts.json", "/mnt/a/model.bin.parts.json", "45" * 32):
+        assert text in ran.out
+    assert ["2", "1.00", "MB", "efefefefefef", "/mnt/b/model.bin.part-2-of-2"] in [
+        line.split() for line in ran.out.splitlines()
+    ]
+    assert "500 ms, 4.00 MB/s" in ran.out
+
+
+def test_join_shows_what_it_made_and_warns_of_copies_that_it_passed_over(run: Run) -> None:
+    ran = run("join", "model.bin.parts.json")
+    assert "/data/again.bin, 2.00 MB, from 2 parts" in ran.out
+    assert ran.err.startswith("warning: part 2 is damaged")
+    assert ran.code == 0

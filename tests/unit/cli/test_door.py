@@ -103,6 +103,9 @@ def test_a_reader_that_went_away_ends_the_command_quietly(run: Run) -> None:
         ("device", "add", "nvme0"),
         ("device", "add", "nvme0", "file:///a", "--bandwidth", "fast"),
         ("gc", "--grace", "soon"),
+        ("split", "model.bin"),
+        ("split", "model.bin", "--parts", "some"),
+        ("join",),
     ],
 )
 def test_usage_errors_exit_with_2_as_lines_and_as_json(run: Run, words: tuple[str, ...]) -> None:

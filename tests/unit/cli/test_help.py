@@ -25,7 +25,7 @@ COMMANDS = (
         "du",
         "status",
     ),
-    *("rebuild-catalog", "device", "device add", "device ls", "device lost"),
+    *("rebuild-catalog", "device", "device add", "device ls", "device lost", "split", "join"),
 )
 HEAVY = ("sqlalchemy", "alembic", "numpy", "torch", "msgspec", "zstandard", "blake3", "rich", "asyncio")
 

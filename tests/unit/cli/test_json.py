@@ -28,6 +28,7 @@ SHARED = {
     "ls MODEL → versions[]": "push",
     "load → report": "pull → load",
     "load --to → load": "pull → load",
+    "join → parts[]": "split → parts[]",
 }
 
 COMMANDS = {
@@ -54,6 +55,8 @@ COMMANDS = {
     "du": ("du",),
     "status": ("status",),
     "rebuild-catalog": ("rebuild-catalog",),
+    "split": ("split", "model.bin", "--parts", "2"),
+    "join": ("join", "model.bin.parts.json"),
 }
 
 
