@@ -141,6 +141,9 @@ def _work(job: dict[str, Any]) -> None:
     lossy = bool(job.get("lossy"))
     if lossy:
         _forget_to_sync()
+    if job["verb"] in _FILE_VERBS:
+        _FILE_VERBS[job["verb"]](job, Runtime(failpoints=KillAt(job.get("kill"), job.get("number", 1))))
+        return
     world = World(Path(job["folder"]), replicas=job.get("replicas", 2), snapshot_every=job.get("snapshot_every", 1000))
     failpoints = KillAt(job.get("kill"), job.get("number", 1))
     if job["verb"] == "rebuild":
@@ -166,6 +169,17 @@ def _collect(store: Store, job: dict[str, Any]) -> None:
     store.gc(grace_s=0)
 
 
+def _split(job: dict[str, Any], runtime: Runtime) -> None:
+    tensorkeep.split_file(
+        job["source"], parts=job["parts"], to=job["to"], force=job.get("force", False), runtime=runtime
+    )
+
+
+def _join(job: dict[str, Any], runtime: Runtime) -> None:
+    tensorkeep.join_file(job["index"], job["out"], force=job.get("force", False), runtime=runtime)
+
+
+_FILE_VERBS = {"split": _split, "join": _join}
 _VERBS = {"push": _push, "push_many": _push_many, "gc": _collect}
 
 

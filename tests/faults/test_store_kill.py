@@ -146,7 +146,8 @@ def life(lives: list[Life], tmp_path_factory: pytest.TempPathFactory) -> Life:
 
 
 def test_every_failpoint_is_killed_at() -> None:
-    assert {*PUSH, *GC, *REBUILD} == FAILPOINTS
+    # Those of single files are killed at in test_split_kill.py.
+    assert {*PUSH, *GC, *REBUILD} == {name for name in FAILPOINTS if not name.startswith(("split.", "join."))}
 
 
 @pytest.mark.parametrize(("name", "number"), steps(PUSH))
