@@ -40,9 +40,11 @@ class Model:
         seed = self.seeds.get((file.path, start if tensor is None else tensor), 0)
         return blake3(f"{seed} {length}".encode()).digest()
 
-    def item_digests(self, method: Method) -> dict[tuple[int, int], bytes]:
+    def item_digests(self, method: Method) -> dict[tuple[int, int, int], bytes]:
         return {
-            (item.file, item.start): self.digest(self.files[item.file], item.start, item.length, item.tensor)
+            (item.file, item.start, item.length): self.digest(
+                self.files[item.file], item.start, item.length, item.tensor
+            )
             for item in list_small_items(self.files, method=method)
         }
 

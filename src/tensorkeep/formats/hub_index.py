@@ -1,7 +1,8 @@
 """The index of a sharded checkpoint, as on the Hugging Face Hub: which tensor lies in which shard.
 
-``*.safetensors.index.json`` holds ``{"metadata": {...}, "weight_map": {tensor: shard}}``; shards are named from the
-index's own folder. An index is stored like any other file; it is checked because it tells of shards that are missing.
+``*.index.json`` holds ``{"metadata": {...}, "weight_map": {tensor: shard}}``; shards are named from the index's own folder. An
+index is stored like any other file; it is checked because it tells of shards that are missing. Of shards in formats whose
+tensors the Hub's libraries name otherwise than we do (HDF5), only their being there is checked.
 
 Source: https://huggingface.co/docs/safetensors/en/metadata_parsing; ``save_torch_state_dict`` of huggingface_hub.
 """
@@ -13,10 +14,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tensorkeep.errors import Format
-from tensorkeep.formats.opaque import OPAQUE
 from tensorkeep.formats.protocol import FileStructure
+from tensorkeep.formats.pytorch import PYTORCH
+from tensorkeep.formats.safetensors import SAFETENSORS
 
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_SUFFIX = ".index.json"
+STRICT_SUFFIX = ".safetensors.index.json"
+"""A file of this name must be an index; any other without a ``weight_map`` is somebody else's JSON."""
+
+_NAMED_ALIKE = (SAFETENSORS, PYTORCH)
 
 INDEX_LIMIT_BYTES = 100_000_000
 """Most bytes of an index: as many as a header's, which names as many tensors."""
@@ -37,8 +43,13 @@ _INDEX = msgspec.json.Decoder(_Index)
 
 
 def is_index(path: str) -> bool:
-    """Return whether a file of this path is an index, by its name."""
+    """Return whether a file of this path may be an index, by its name."""
     return path.lower().endswith(INDEX_SUFFIX)
+
+
+def is_strict(path: str) -> bool:
+    """Return whether a file of this path must be an index, by its name."""
+    return path.lower().endswith(STRICT_SUFFIX)
 
 
 def find_weight_index(data: bytes) -> WeightIndex | None:
@@ -64,11 +75,13 @@ def check_index(path: str, data: bytes, files: Mapping[str, FileStructure]) -> N
     """Return if every shard of an index is among the files and has the tensors that the index says.
 
     ``files`` are all files of the version by path. Of an opaque shard (a broken one under ``--split size``) only its
-    being there is checked.
+    being there is checked. A file that need not be an index, and is none, passes.
 
     Raises:
-        Format: not such an index, or a shard or a tensor of it is missing; the message names both.
+        Format: not the index that it must be, or a shard or a tensor of it is missing; the message names both.
     """
+    if not is_strict(path) and find_weight_index(data) is None:
+        return
     weight_map = _read_weight_map(path, data)
     folder = posixpath.dirname(path)
     names: dict[str, set[str] | None] = {}
@@ -104,4 +117,4 @@ def _tensor_names(path: str, shard: str, files: Mapping[str, FileStructure]) -> 
             path=path,
             shard=shard,
         )
-    return None if structure.format == OPAQUE else {tensor.name for tensor in structure.tensors}
+    return {tensor.name for tensor in structure.tensors} if structure.format in _NAMED_ALIKE else None

@@ -44,7 +44,7 @@ def find_kept(
     items: Iterable[SmallItem],
     files: Sequence[SourceFile],
     *,
-    digests: Mapping[tuple[int, int], bytes],
+    digests: Mapping[tuple[int, int, int], bytes],
     parent: Parent,
 ) -> Iterator[KeptItem]:
     """Yield the items whose bytes are in a pack of the parent, in order.
@@ -54,7 +54,7 @@ def find_kept(
     """
     places = _index(parent)
     for item in items:
-        digest = digests.get((item.file, item.start))
+        digest = digests.get((item.file, item.start, item.length))
         if digest is None:
             continue
         for key in _keys(files[item.file].path, item, digest.hex()):

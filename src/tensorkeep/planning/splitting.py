@@ -74,7 +74,7 @@ def plan_split(
     *,
     method: str,
     part_size: int,
-    item_digests: Mapping[tuple[int, int], bytes],
+    item_digests: Mapping[tuple[int, int, int], bytes],
     parent: Parent | None,
     why: str = "",
 ) -> SplitPlan:
@@ -84,8 +84,8 @@ def plan_split(
         files: in the order of the manifest, sorted by path.
         method: ``tensor`` or ``size``.
         part_size: in bytes, a whole number of MiB from 1 to 64.
-        item_digests: BLAKE3-256 of the small items (`list_small_items`) by (file number, start). Only needed with a parent; an
-            item without one is written again.
+        item_digests: BLAKE3-256 of the small items (`list_small_items`) by (file number, start, length). Only needed with a
+            parent; an item without one is written again.
         parent: the version whose packs are kept.
         why: a sentence from `choose_split`, passed on.
 

@@ -109,7 +109,8 @@ def _new_file(
         extents=tuple(extents),
         tensors=_tensors(plan, number, fact, whole),
         items=tuple(
-            Item(start, length, plan.item_digests[number, start].hex()) for start, length in plan.split.items[number]
+            Item(start, length, plan.item_digests[number, start, length].hex())
+            for start, length in plan.split.items[number]
         ),
         sha256=fact.sha256,
         git_sha1=fact.git_sha1,
@@ -128,7 +129,7 @@ def _tensors(
         elif (number, layout.start, layout.length) in whole:
             digest = whole[number, layout.start, layout.length]
         else:
-            digest = plan.item_digests[number, layout.start]
+            digest = plan.item_digests[number, layout.start, layout.length]
         tensors.append(
             Tensor(
                 name=layout.name,

@@ -10,7 +10,7 @@ from tensorkeep.catalog.protocol import ObjectKey
 from tensorkeep.errors import Format
 from tensorkeep.formats.gguf import is_gguf
 from tensorkeep.formats.gguf_split import check_splits
-from tensorkeep.formats.hub_index import INDEX_LIMIT_BYTES, check_index, is_index
+from tensorkeep.formats.hub_index import INDEX_LIMIT_BYTES, check_index, is_index, is_strict
 from tensorkeep.formats.protocol import FileStructure, TensorLayout
 from tensorkeep.formats.registry import read_structure
 from tensorkeep.planning.splitting import (
@@ -48,7 +48,7 @@ class PushPlan:
     """What is read and what is kept.
 
     ``kept[path]`` are files of the base that are known to be unchanged; ``read`` are the others, cut by ``split`` (whose file
-    numbers are positions in ``read``). ``item_digests`` are keyed by (file, start).
+    numbers are positions in ``read``). ``item_digests`` are keyed by (file, start, length).
     """
 
     sources: tuple[PushSource, ...]
@@ -57,7 +57,7 @@ class PushPlan:
     structures: tuple[FileStructure, ...]
     split: SplitPlan
     choice: Choice
-    item_digests: Mapping[tuple[int, int], bytes]
+    item_digests: Mapping[tuple[int, int, int], bytes]
     known_sha256: Mapping[str, str]
 
     @property
@@ -176,6 +176,8 @@ def _check_complete(
     for path, file in kept.items():
         every.setdefault(path, _known_structure(file))
     for source in indexes:
+        if source.size_bytes > INDEX_LIMIT_BYTES and not is_strict(source.path):
+            continue
         if source.size_bytes > INDEX_LIMIT_BYTES:
             raise Format(f"{source.path} has {source.size_bytes} bytes; an index has at most {INDEX_LIMIT_BYTES}")
         check_index(source.path, source.read(0, source.size_bytes), every)
@@ -187,6 +189,10 @@ def _known_structure(file: File) -> FileStructure:
     return FileStructure(file.format, tuple(tensors))
 
 
-def _hash_items(read: Sequence[PushSource], files: Sequence[SourceFile], method: str) -> dict[tuple[int, int], bytes]:
-    items = list_small_items(files, method=method)
-    return {(item.file, item.start): blake3_256(read[item.file].read(item.start, item.length)) for item in items}
+def _hash_items(
+    read: Sequence[PushSource], files: Sequence[SourceFile], method: str
+) -> dict[tuple[int, int, int], bytes]:
+    return {
+        (item.file, item.start, item.length): blake3_256(read[item.file].read(item.start, item.length))
+        for item in list_small_items(files, method=method)
+    }

@@ -185,7 +185,7 @@ def _read_packs(plan: PushPlan, lane: _Lane) -> None:
             view = data[piece.offset : piece.offset + piece.length]
             source = plan.read[piece.file]
             source.read_into(piece.start, view)
-            if blake3_256(view) != plan.item_digests[piece.file, piece.start]:
+            if blake3_256(view) != plan.item_digests[piece.file, piece.start, piece.length]:
                 raise InvalidInput(
                     f"{source.path} changed while it was pushed: nothing was committed", path=source.path
                 )
@@ -241,6 +241,6 @@ def _streamed_ranges(plan: PushPlan, number: int, runs: Mapping[int, tuple[int, 
     for tensor in plan.structures[number].tensors:
         run = runs.get(tensor.start)
         whole_part = run is not None and run[1].length == tensor.length
-        if tensor.length and not whole_part and (number, tensor.start) not in plan.item_digests:
+        if tensor.length and not whole_part and (number, tensor.start, tensor.length) not in plan.item_digests:
             streamed.add((tensor.start, tensor.length))
     return sorted(streamed)

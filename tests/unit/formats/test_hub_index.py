@@ -55,6 +55,25 @@ def test_invalid_json_is_refused(data: bytes) -> None:
         check_index(INDEX, data, FILES)
 
 
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"weight_map": 1}', b'{"weight_map": {"x": 1}}', b"\xff"])
+def test_another_index_without_a_weight_map_is_somebody_elses_json(data: bytes) -> None:
+    check_index("sub/fonts.index.json", data, FILES)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "ckpt", "h5", "msgpack"])
+def test_every_kind_of_index_names_shards_that_are_missing(suffix: str) -> None:
+    path = f"sub/model.{suffix}.index.json"
+    with pytest.raises(Format, match="not in the folder"):
+        check_index(path, index({"x": f"model-1.{suffix}"}), FILES)
+
+
+def test_tensors_are_looked_for_where_the_hub_names_them_as_we_do() -> None:
+    files = {path: FileStructure(kind, ()) for path, kind in (("a.bin", "pytorch"), ("a.h5", "hdf5"), ("a.npz", "npz"))}
+    check_index("x.h5.index.json", index({"x": "a.h5", "y": "a.npz"}), files)
+    with pytest.raises(Format, match=r"'x' is in 'a\.bin', which has no such tensor"):
+        check_index("x.bin.index.json", index({"x": "a.bin"}), files)
+
+
 def test_an_endless_index_is_refused() -> None:
     with pytest.raises(Format, match="limit"):
         check_index(INDEX, bytes(INDEX_LIMIT_BYTES + 1), FILES)
@@ -67,5 +86,6 @@ def test_of_an_opaque_shard_only_its_being_there_is_checked() -> None:
 def test_indexes_are_known_by_their_name() -> None:
     assert is_index(INDEX)
     assert is_index("Model.SafeTensors.Index.JSON")
-    assert not is_index("pytorch_model.bin.index.json")
+    assert is_index("pytorch_model.bin.index.json")
+    assert not is_index("index.json")
     assert not is_index("model.safetensors")
