@@ -25,11 +25,12 @@ MAX_RANK = 64
 
 _DEPTH_LIMIT = 32  # records of records: numpy's own limit
 _FIRST_BYTES = 128  # a header is padded to a multiple of 64, and most have 128 bytes: one read
-_LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # of the header's length, by version
+_VERSION_3 = b"\3\0"
+_LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, _VERSION_3: 4}  # of the header's length, by version
 _KEYS = {"descr", "fortran_order", "shape"}
 _TOKEN = re.compile(
-    r"""[ \t\r\n\f]*(?:(?P<text>[ub]?'(?:[^'\\\n]|\\.)*'|[ub]?"(?:[^"\\\n]|\\.)*")|(?P<number>-?[0-9]{1,19})L?(?![\w.])"""
-    r"""|(?P<word>True|False)\b|(?P<mark>[][(){},:]))"""
+    r"""[ \t\r\n\f]*(?:(?P<text>[ub]?'(?:[^'\\\n]|\\.)*'|[ub]?"(?:[^"\\\n]|\\.)*")|(?P<number>-?(?:0|[1-9][0-9]{0,18}))(?![\w.])"""
+    r"""|(?P<long>-?(?:0|[1-9][0-9]{0,18}))L\b|(?P<word>True|False)\b|(?P<mark>[][(){},:]))"""
 )
 _WORDS = {"True": True, "False": False}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -68,18 +69,18 @@ def read_header(source: ByteSource) -> NpyHeader:
     text = start[text_start : text_start + length]
     if len(text) < length:
         text += source.read(len(start), text_start + length - len(start))
-    return _read_fields(_decode(text, version), text_start + length)
+    return _read_fields(_decode(text, version), text_start + length, python2=version != _VERSION_3)
 
 
 def _decode(text: bytes, version: bytes) -> str:
     try:
-        return text.decode("utf-8" if version == b"\3\0" else "latin-1")
+        return text.decode("utf-8" if version == _VERSION_3 else "latin-1")
     except UnicodeDecodeError as error:
         raise Format(f"its header is not UTF-8: {error}") from error
 
 
-def _read_fields(text: str, data_start: int) -> NpyHeader:
-    fields = parse_literal(text)
+def _read_fields(text: str, data_start: int, *, python2: bool) -> NpyHeader:
+    fields = parse_literal(text, python2=python2)
     if not isinstance(fields, dict) or set(fields) != _KEYS:
         raise Format(f"its header is not a dict of exactly descr, fortran_order and shape: {_quote(text)}")
     descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
@@ -94,13 +95,15 @@ def _read_fields(text: str, data_start: int) -> NpyHeader:
     return NpyHeader(descr if isinstance(descr, str) else None, fortran_order, shape, data_start)
 
 
-def parse_literal(text: str) -> Any:
+def parse_literal(text: str, *, python2: bool = False) -> Any:
     """Return the value of a Python literal of strings, whole numbers, True, False, tuples, lists and dicts of strings.
+
+    ``python2``: whole numbers may end with ``L``, as in files that numpy wrote there.
 
     Raises:
         Format: it is anything else, or nested too deeply.
     """
-    tokens = _tokens(text)
+    tokens = _tokens(text, python2=python2)
     value = _parse(tokens, *next(tokens), _DEPTH_LIMIT)
     kind, word = next(tokens)
     if kind != "end":
@@ -111,13 +114,13 @@ def parse_literal(text: str) -> Any:
 _Token = tuple[str, str]
 
 
-def _tokens(text: str) -> Iterator[_Token]:
+def _tokens(text: str, *, python2: bool) -> Iterator[_Token]:
     """Yield kind and text of each token, then ``("end", "")``."""
     at = 0
     end = len(text.rstrip(" \t\r\n\f"))
     while at < end:
         match = _TOKEN.match(text, at, end)
-        if match is None or match.lastgroup is None:
+        if match is None or match.lastgroup is None or (match.lastgroup == "long" and not python2):
             raise _unexpected(text[at:end].lstrip())
         at = match.end()
         yield match.lastgroup, match[match.lastgroup]
@@ -128,7 +131,7 @@ def _parse(tokens: Iterator[_Token], kind: str, word: str, depth: int) -> Any:
     """Return the value that begins with a token that was taken already."""
     if kind == "text":
         return word.lstrip("ub")[1:-1]  # escapes stay as they are: no dtype string has any
-    if kind == "number":
+    if kind in ("number", "long"):
         return int(word)
     if kind == "word":
         return _WORDS[word]

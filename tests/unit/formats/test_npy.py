@@ -204,6 +204,11 @@ REFUSED = {
     "a power": (simple(shape="(9**9**9,)"), "literal"),
     "a number in hexadecimal": (simple(shape="(0x2,)"), "literal"),
     "a number with a line": (simple(shape="(1_0,)"), "literal"),
+    "a number with zeros before it": (simple(shape="(02,)"), "literal"),
+    "a number of Python 2 in a version after it": (
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (2L,)}", bytes(8), b"\3\0"),
+        "literal",
+    ),
     "a fraction": (simple(shape="(2.0,)"), "literal"),
     "an endless number": (simple(shape=f"({'9' * 20},)"), "literal"),
     "None": (simple(shape="None"), "literal"),
@@ -247,7 +252,7 @@ def test_literals_are_read_as_python_reads_them() -> None:
         "-7",
     ):
         assert parse_literal(text) == eval(text)  # the texts above
-    assert parse_literal("(u'a', b'a', 2L)") == ("a", "a", 2)
+    assert parse_literal("(u'a', b'a', 2L)", python2=True) == ("a", "a", 2)
 
 
 NO_TENSOR: dict[str, tuple[Any, str]] = {
