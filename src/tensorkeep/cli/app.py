@@ -53,7 +53,13 @@ def build_app() -> typer.Typer:
         "tensorkeep show acme/llama --layer 0 --dtype BF16 --shape '4096x*'",
     )
     add_command(app, "log", history.log, "tensorkeep log acme/llama")
-    add_command(app, "diff", history.diff, "tensorkeep diff acme/llama@v1 acme/llama@v2")
+    add_command(
+        app,
+        "diff",
+        history.diff,
+        "tensorkeep diff acme/llama@v1 acme/llama@v2",
+        "tensorkeep diff acme/llama@v1 acme/llama@v2 --stats --include 'model.layers.0.*'",
+    )
     add_command(app, "tag", names.tag, "tensorkeep tag acme/llama v2", "tensorkeep tag acme/llama v2 --delete")
     add_command(
         app, "branch", names.branch, "tensorkeep branch acme/llama prod --to v1", "tensorkeep branch acme/llama"

@@ -16,6 +16,7 @@ _COMPUTED = (
     "removed",
     "short_id",
     "parameters",
+    "changed_fraction",
     "rate_bytes_per_s",
     "slowest_seconds",
 )

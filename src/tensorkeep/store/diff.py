@@ -1,8 +1,10 @@
 """What differs between two versions: files by SHA-256, tensors by digest, dtype and shape; equal content moved is a rename."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+from tensorkeep.errors import NotFound
 from tensorkeep.records.manifest import Manifest, Tensor
 from tensorkeep.store.names_of_tensors import tensors_by_name
 from tensorkeep.store.reports import Diff, FileChange, TensorChange
@@ -10,9 +12,35 @@ from tensorkeep.store.reports import Diff, FileChange, TensorChange
 _Row = TypeVar("_Row")
 
 
-def diff_manifests(old_id: str, old: Manifest, new_id: str, new: Manifest) -> Diff:
-    """Return the changes that lead from one version to another, sorted by path and name."""
-    return Diff(old_id, new_id, tuple(_diff_files(old, new)), tuple(_diff_tensors(old, new)))
+def diff_manifests(
+    old_id: str, old: Manifest, new_id: str, new: Manifest, *, include: str | Sequence[str] | None = None
+) -> Diff:
+    """Return the changes that lead from one version to another, sorted by path and name.
+
+    ``include``: only files and tensors whose path or name, the old or the new one, fits one of these globs.
+
+    Raises:
+        NotFound: no file and no tensor of either version fits.
+    """
+    files, tensors = _diff_files(old, new), _diff_tensors(old, new)
+    if include is not None:
+        globs = [include] if isinstance(include, str) else list(include)
+        _check_include(globs, (old, new))
+        files = [change for change in files if _fits(globs, (change.path, change.old_path))]
+        tensors = [change for change in tensors if _fits(globs, (change.name, change.old_name))]
+    return Diff(old_id, new_id, tuple(files), tuple(tensors))
+
+
+def _check_include(globs: Sequence[str], manifests: Iterable[Manifest]) -> None:
+    for manifest in manifests:
+        if _fits(globs, (file.path for file in manifest.files)) or _fits(globs, tensors_by_name(manifest)):
+            return
+    named = ", ".join(map(repr, globs))
+    raise NotFound(f"no file and no tensor of either version fits {named}", include=list(globs))
+
+
+def _fits(globs: Sequence[str], names: Iterable[str | None]) -> bool:
+    return any(name is not None and fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 def _diff_files(old: Manifest, new: Manifest) -> list[FileChange]:

@@ -179,8 +179,36 @@ class FileChange:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorStats:
+    """How far the values of a changed tensor moved, element by element.
+
+    ``compared`` and ``changed`` count elements, or bytes where ``unit`` says so (quantised blocks and packed dtypes, whose numbers
+    are not looked into). Elements of one dtype are changed where their bits are, of two dtypes where their values are.
+    ``max_change`` is the largest absolute difference, ``l2_change`` the L2 norm of all; exact for integers, of moduli for
+    complex numbers, None where there are no numbers. ``not_finite`` changed elements were or became NaN or infinite; both
+    leave them out. ``note`` says how it was compared where that is not plain, or why not at all (``compared`` is 0).
+    """
+
+    unit: Literal["elements", "bytes"]
+    compared: int
+    changed: int
+    max_change: int | float | None
+    l2_change: float | None
+    not_finite: int = 0
+    note: str = ""
+
+    @property
+    def changed_fraction(self) -> float | None:
+        """Changed by compared; None where nothing was compared."""
+        return self.changed / self.compared if self.compared else None
+
+
+@dataclass(frozen=True, slots=True)
 class TensorChange:
-    """A tensor that differs between two versions; ``old_name`` where it was renamed."""
+    """A tensor that differs between two versions; ``old_name`` where it was renamed.
+
+    ``stats`` is there for changed tensors where a diff was asked for them.
+    """
 
     kind: ChangeKind
     name: str
@@ -190,6 +218,7 @@ class TensorChange:
     old_shape: tuple[int, ...] | None
     size_bytes: int
     old_name: str | None = None
+    stats: TensorStats | None = None
 
 
 @dataclass(frozen=True, slots=True)

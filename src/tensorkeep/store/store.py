@@ -12,6 +12,7 @@ from tensorkeep.records.names import parse_revision
 from tensorkeep.store import device_admin, gc, revisions, usage
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.diff import diff_manifests
+from tensorkeep.store.diff_stats import measure_changes
 from tensorkeep.store.model import Model
 from tensorkeep.store.opening import LOCAL_DEVICE, write_note
 from tensorkeep.store.progress import progress_callback
@@ -256,13 +257,33 @@ class Store:
         """Return a revision and its ancestors, newest first; a removed one is shown as such."""
         return revisions.log(self._context, spec)
 
-    def diff(self, old: str, new: str) -> Diff:
-        """Return which files and tensors differ between two versions; reads manifests only."""
-        _, before = revisions.get_version(self._context, parse_revision(old))
-        _, after = revisions.get_version(self._context, parse_revision(new))
-        return diff_manifests(
-            before.id, open_manifest(self._context, before), after.id, open_manifest(self._context, after)
-        )
+    def diff(
+        self,
+        old: str,
+        new: str,
+        *,
+        stats: bool = False,
+        include: str | Sequence[str] | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> Diff:
+        """Return which files and tensors differ between two versions; reads manifests only, without ``stats``.
+
+        Args:
+            old: ``model[@revision]``.
+            new: the same; of another model too.
+            stats: read the changed tensors of both versions, verified, and measure how far their values moved. Takes less
+                than 256 MiB of memory, whatever their size.
+            include: a glob, or several, over paths of files and names of tensors; None is all.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: there is no such version, or nothing in either fits ``include``.
+            Integrity: bytes to measure are damaged on every device that has them.
+            NotEnoughCopies: no device that has them can be read.
+        """
+        before, after = self.model(old), self.model(new)
+        found = diff_manifests(before.version.id, before.manifest, after.version.id, after.manifest, include=include)
+        return measure_changes(found, before, after, progress_callback(progress)) if stats else found
 
     def tag(self, model: str, name: str, revision: str = "main") -> Version:
         """Make a tag at a revision; tags never move.

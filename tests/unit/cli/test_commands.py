@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tensorkeep.store.reports import Diff, GcReport, Version
+from tensorkeep.store.reports import Diff, GcReport, TensorChange, TensorStats, Version
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import (
     DAMAGE,
@@ -297,10 +297,35 @@ def test_log_names_removed_versions(run: Run) -> None:
 
 def test_diff_shows_changes_and_counts_and_exits_with_0(run: Run) -> None:
     ran = run("diff", f"{MODEL}@v1", f"{MODEL}@v2")
-    assert ran.call == ("diff", (f"{MODEL}@v1", f"{MODEL}@v2"), {})
+    assert ran.call == ("diff", (f"{MODEL}@v1", f"{MODEL}@v2"), {"stats": False, "include": None})
     assert "v -> w" in ran.out
-    assert "files: 1 changed; tensors: 1 renamed" in ran.out
+    assert "files: 1 changed; tensors: 1 changed, 1 renamed" in ran.out
+    assert "MAX CHANGE" not in ran.out
     assert ran.code == 0
+
+
+def test_diff_with_stats_shows_how_far_values_moved_and_what_was_left_out(run: Run) -> None:
+    ran = run("diff", MODEL, MODEL, "--stats", "--include", "x*", "--include", "w")
+    assert ran.call[2] == {"stats": True, "include": ["x*", "w"]}
+    assert "MAX CHANGE  L2 OF CHANGE  CHANGED  NOTE" in ran.out
+    (changed,) = [line for line in ran.out.splitlines() if line.startswith("~  x")]
+    assert changed.split("  ")[-1].strip() == (
+        "BF16 and F32 compared as float64; 1 element NaN or infinite, left out of the first two"
+    )
+    assert changed.split("16 B")[1].split()[:4] == ["0.25", "0.25", "25.00", "%"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "compared", "shown"),
+    [(0, 7, "0 %"), (7, 7, "100 %"), (1, 10**6, "< 0.01 %"), (10**6 - 1, 10**6, "> 99.99 %"), (0, 0, "-")],
+)
+def test_a_share_is_0_or_100_percent_only_of_none_or_all(run: Run, changed: int, compared: int, shown: str) -> None:
+    stats = TensorStats("elements", compared, changed, None if not compared else 10**12, None, 0, "why")
+    change = TensorChange("changed", "x", "I64", (7,), "I64", (7,), 56, stats=stats)
+    ran = run("diff", MODEL, MODEL, "--stats", diff=Diff(OLD_ID, NEW_ID, (), (change,)))
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("~  x")]
+    cells = line.split("56 B")[1].split()
+    assert cells == ["1e+12" if compared else "-", "-", *shown.split(), "why"]
 
 
 def test_diff_of_equal_versions_says_so(run: Run) -> None:

@@ -8,10 +8,10 @@ import typer
 from tensorkeep.cli.command import SpecArgument
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Table
-from tensorkeep.cli.units import human_size, shape_text
+from tensorkeep.cli.units import human_count, human_size, shape_text
 
 if TYPE_CHECKING:
-    from tensorkeep.store.reports import FileChange, LogEntry, TensorChange, Version
+    from tensorkeep.store.reports import FileChange, LogEntry, TensorChange, TensorStats, Version
     from tensorkeep.store.store import Store
 
 _SIGNS = {"added": "+", "removed": "-", "changed": "~", "renamed": ">"}
@@ -69,13 +69,22 @@ def diff(
     session: Session,
     old: Annotated[str, typer.Argument(metavar="OLD", help="MODEL[@REV]")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="MODEL[@REV]")],
+    *,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read the changed tensors and measure how far their values moved.")
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Only these files and tensors; several.", show_default=False),
+    ] = None,
 ) -> None:
     """Show how two versions differ, in files and tensors.
 
-    + added, - removed, ~ changed, > renamed. The exit code is 0 also where they differ.
+    + added, - removed, ~ changed, > renamed. The exit code is 0 also where they differ. With --stats: the largest absolute
+    difference of a tensor's values, the L2 norm of the differences, and how many elements changed.
     """
-    with session.store() as store:
-        found = store.diff(old, new)
+    with session.store() as store, session.progress() as progress:
+        found = store.diff(old, new, stats=stats, include=include or None, progress=progress)
 
     def blocks() -> list[Block]:
         if found.same:
@@ -84,9 +93,10 @@ def diff(
         if found.files:
             shown.append(Table(("", "FILE", ">OLD SIZE", ">NEW SIZE"), [_file_row(change) for change in found.files]))
         if found.tensors:
-            shown.append(
-                Table(("", "TENSOR", "OLD", "NEW", ">SIZE"), [_tensor_row(change) for change in found.tensors])
-            )
+            headings = ("", "TENSOR", "OLD", "NEW", ">SIZE")
+            more = (">MAX CHANGE", ">L2 OF CHANGE", ">CHANGED", "NOTE") if stats else ()
+            rows = [(*_tensor_row(change), *(_stats_row(change.stats) if stats else ())) for change in found.tensors]
+            shown.append(Table((*headings, *more), rows))
         return [*shown, f"{_counts(found.files, 'file')}; {_counts(found.tensors, 'tensor')}"]
 
     session.show(found, blocks)
@@ -160,6 +170,32 @@ def _tensor_row(change: "TensorChange") -> tuple[str, ...]:
     old = f"{change.old_dtype or ''} {shape_text(change.old_shape)}".strip()
     new = f"{change.dtype or ''} {shape_text(change.shape)}".strip()
     return _SIGNS[change.kind], name, old, new, human_size(change.size_bytes)
+
+
+def _stats_row(stats: "TensorStats | None") -> tuple[str, ...]:
+    if stats is None:
+        return "", "", "", ""
+    note = stats.note
+    if stats.not_finite:
+        left_out = f"{human_count(stats.not_finite, 'element')} NaN or infinite, left out of the first two"
+        note = f"{note}; {left_out}" if note else left_out
+    return _number(stats.max_change), _number(stats.l2_change), _percent(stats), note
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) and abs(value) < 10**9 else f"{value:.4g}"
+
+
+def _percent(stats: "TensorStats") -> str:
+    """Return how much changed, in percent; never 0 % nor 100 % of what is not none or all."""
+    if stats.changed_fraction is None:
+        return "-"
+    if stats.changed in (0, stats.compared):
+        return "100 %" if stats.changed else "0 %"
+    percent = 100 * stats.changed_fraction
+    return "< 0.01 %" if percent < 0.01 else "> 99.99 %" if percent > 99.99 else f"{percent:.2f} %"
 
 
 def _counts(changes: Iterable["FileChange | TensorChange"], noun: str) -> str:
