@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -83,6 +85,51 @@ def test_what_can_not_be_compared_says_why(workshop: Workshop, tmp_path: Path) -
         "gone": TensorStats("elements", 0, 0, None, None, 0, "F4 has no numbers to compare"),
         "packed": TensorStats("bytes", 16, 4, None, None, 0, "bytes of F4"),
         "shape": TensorStats("elements", 0, 0, None, None, 0, "shapes differ"),
+    }
+
+
+def test_numbers_of_other_formats_are_measured_and_their_blocks_counted(workshop: Workshop, tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    wide = random.normal(size=(40, 30))
+    for number in (1, 2):
+        moved = wide + (number - 1)
+        source = tmp_path / f"s{number}"
+        source.mkdir()
+        np.savez(
+            source / "a.npz",
+            big=wide.astype(">f4") * number,
+            fortran=np.asfortranarray(moved),
+            half=wide.astype(np.float16 if number == 1 else ">f4"),
+            long=moved.astype(np.longdouble),
+            times=np.array([number, 2, 3], "M8[s]"),
+            turned=wide if number == 1 else np.asfortranarray(wide),
+        )
+        blocks = random.bytes(144) + bytes([number]) * 144 + bytes(288)
+        writer = gguf.GGUFWriter(source / "b.gguf", "llama")
+        writer.add_tensor(
+            "q", np.frombuffer(blocks, np.uint8).reshape(2, 288), raw_dtype=gguf.GGMLQuantizationType.Q4_K
+        )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        workshop.store.push(source, "acme/more", tag=f"v{number}")
+    found = stats_of(workshop.store.diff("acme/more@v1", "acme/more@v2", stats=True))
+    big = np.abs(wide.astype(np.float32).astype(np.float64))
+    moved_by: Any = pytest.approx(np.linalg.norm(big))
+    assert found.pop("big") == TensorStats("elements", 1200, 1200, float(big.max()), moved_by, 0, "")
+    half = found.pop("half")
+    assert half is not None
+    assert half.note == "F16 and NPY:>f4 compared as float64"
+    assert half.max_change == np.abs(wide.astype(np.float32) - wide.astype(np.float16).astype(np.float64)).max()
+    one: Any = pytest.approx(1)
+    norm: Any = pytest.approx(np.sqrt(1200))
+    assert found == {
+        "fortran": TensorStats("elements", 1200, 1200, one, norm, 0, ""),
+        "long": TensorStats("elements", 1200, 1200, one, norm, 0, "rounded to float64"),
+        "q": TensorStats("blocks", 4, 2, None, None, 0, "blocks of GGUF:Q4_K"),
+        "times": TensorStats("elements", 3, 1, None, None, 0, "elements of NPY:<M8[s]"),
+        "turned": TensorStats("elements", 1200, 0, 0, 0.0, 0, ""),
     }
 
 

@@ -17,8 +17,8 @@ from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.store.model import Model
 from tensorkeep.store.names_of_tensors import tensors_by_name
 from tensorkeep.store.progress import ByteProgress
-from tensorkeep.store.reports import Diff, ProgressCallback, TensorStats
-from tensorkeep.store.value_changes import ByteChanges, ValueChanges, is_numeric
+from tensorkeep.store.reports import ComparedUnit, Diff, ProgressCallback, TensorStats
+from tensorkeep.store.value_changes import ItemChanges, ValueChanges, is_numeric
 from tensorkeep.transfer.boxes import Box, tensor_array
 from tensorkeep.transfer.memory import allocate
 
@@ -33,8 +33,14 @@ class _Pair(NamedTuple):
 
     old: tuple[File, Tensor]
     new: tuple[File, Tensor]
-    changes: ValueChanges | ByteChanges
+    changes: ValueChanges | ItemChanges
     note: str
+
+    @property
+    def whole(self) -> int:
+        """Indices of the last dimension that must stay together: the bytes of a block."""
+        unit, item_bytes = _item(self.new[1])
+        return item_bytes if unit == "blocks" else 1
 
     @property
     def item_bytes(self) -> int:
@@ -112,18 +118,32 @@ def _pair_or_reason(old: tuple[File, Tensor], new: tuple[File, Tensor]) -> _Pair
         return _not_compared("no elements")
     if _has_numbers(was) and _has_numbers(now):
         changes = ValueChanges(tensor_array(was)[0], tensor_array(now)[0])
-        note = "" if was.dtype == now.dtype else f"{was.dtype} and {now.dtype} compared as {changes.wide.name}"
-        return _Pair(old, new, changes, note)
+        return _Pair(old, new, changes, _note(was, now, changes.wide))
     if was.dtype != now.dtype:
         return _not_compared(f"{now.dtype if _has_numbers(was) else was.dtype} has no numbers to compare")
-    if was.strides != now.strides or was.length != now.length:
+    unit, item_bytes = _item(now)
+    if unit != "elements" and (was.strides, was.length) != (now.strides, now.length):
         return _not_compared("their bytes are laid out in different ways")
-    return _Pair(old, new, ByteChanges(), f"bytes of {now.dtype}")
+    return _Pair(old, new, ItemChanges(unit, item_bytes), f"{unit} of {now.dtype}")
+
+
+def _note(was: Tensor, now: Tensor, wide: np.dtype[Any]) -> str:
+    if was.dtype != now.dtype:
+        return f"{was.dtype} and {now.dtype} compared as {wide.name}"
+    return f"rounded to {wide.name}" if tensor_array(now)[0].itemsize > wide.itemsize else ""
 
 
 def _has_numbers(tensor: Tensor) -> bool:
     dtype = find_dtype(tensor.dtype)
-    return dtype is not None and dtype.bits >= 8 and is_numeric(dtype.numpy)
+    return dtype is not None and dtype.bits >= 8 and dtype.block_elements == 1 and is_numeric(dtype.numpy)
+
+
+def _item(tensor: Tensor) -> tuple[ComparedUnit, int]:
+    """Return what is compared of a tensor without numbers, and its bytes."""
+    dtype = find_dtype(tensor.dtype)
+    if dtype is not None and dtype.block_elements > 1:
+        return "blocks", dtype.bits // 8
+    return ("bytes", 1) if dtype is None or dtype.bits < 8 else ("elements", dtype.bits // 8)
 
 
 def _not_compared(reason: str) -> TensorStats:
@@ -149,7 +169,8 @@ def _pieces(pairs: Iterable[_Pair]) -> Iterator[_Piece]:
         _, shape = tensor_array(pair.new[1])
         strides = pair.new[1].strides or tuple(range(len(shape), 0, -1))
         axes = sorted(range(len(shape)), key=lambda axis, strides=strides: -strides[axis])  # type: ignore[misc]  # mypy: no defaults of lambdas
-        for starts, sizes in iter_boxes(shape, axes, BATCH_BYTES // pair.item_bytes):
+        most = BATCH_BYTES // pair.item_bytes // pair.whole * pair.whole
+        for starts, sizes in iter_boxes(shape, axes, most):
             yield _Piece(pair, starts, sizes)
 
 

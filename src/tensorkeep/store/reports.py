@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from tensorkeep.records.device import DeviceFacts
 
 ChangeKind = Literal["added", "removed", "changed", "renamed"]
+ComparedUnit = Literal["elements", "blocks", "bytes"]
 
 
 class Progress(NamedTuple):
@@ -182,14 +183,14 @@ class FileChange:
 class TensorStats:
     """How far the values of a changed tensor moved, element by element.
 
-    ``compared`` and ``changed`` count elements, or bytes where ``unit`` says so (quantised blocks and packed dtypes, whose numbers
-    are not looked into). Elements of one dtype are changed where their bits are, of two dtypes where their values are.
+    ``compared`` and ``changed`` count elements, or what ``unit`` says: quantised blocks, or bytes of packed dtypes, whose numbers
+    are not looked into. Elements of one dtype are changed where their bits are, of two dtypes where their values are.
     ``max_change`` is the largest absolute difference, ``l2_change`` the L2 norm of all; exact for integers, of moduli for
     complex numbers, None where there are no numbers. ``not_finite`` changed elements were or became NaN or infinite; both
     leave them out. ``note`` says how it was compared where that is not plain, or why not at all (``compared`` is 0).
     """
 
-    unit: Literal["elements", "bytes"]
+    unit: ComparedUnit
     compared: int
     changed: int
     max_change: int | float | None

@@ -1,7 +1,8 @@
 """How far values moved between two arrays that are given block by block: a running maximum, a norm, and counts.
 
 Two arrays of integers are compared exactly, in 64-bit words and Python's integers; all other numbers as float64 or complex128,
-which hold every narrower one exactly. Only elements that changed are computed with.
+which hold every narrower one exactly. Only elements that changed are computed with. Of what is no number, only the changed
+items are counted.
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorkeep.store.reports import TensorStats
+from tensorkeep.store.reports import ComparedUnit, TensorStats
 
 _CHUNK = 1 << 17
 """Elements at a time: the temporary arrays of a chunk stay in the cache, and small."""
@@ -74,20 +75,23 @@ class ValueChanges:
             self._norm = math.hypot(self._norm, _norm(apart, largest))
 
 
-class ByteChanges:
-    """Compares the bytes of arrays that hold no numbers that numpy knows."""
+class ItemChanges:
+    """Compares runs of bytes: quantised blocks, bytes of packed types, and elements that are no numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: ComparedUnit, item_bytes: int) -> None:
+        self._unit = unit
+        self._item_bytes = item_bytes
         self._compared = self._changed = 0
 
     def add(self, old: Array, new: Array) -> None:
-        """Compare two arrays of bytes of one shape."""
-        self._compared += old.size
-        self._changed += int(np.count_nonzero(old != new))
+        """Compare two arrays of one shape, of whole items."""
+        rows = [array.reshape(-1).view(np.uint8).reshape(-1, self._item_bytes) for array in (old, new)]
+        self._compared += len(rows[0])
+        self._changed += int(np.count_nonzero((rows[0] != rows[1]).any(axis=1)))
 
     def finish(self, note: str = "") -> TensorStats:
         """Return what was found."""
-        return TensorStats("bytes", self._compared, self._changed, None, None, 0, note)
+        return TensorStats(self._unit, self._compared, self._changed, None, None, 0, note)
 
 
 def wide_dtype(old: np.dtype[Any], new: np.dtype[Any]) -> np.dtype[Any]:

@@ -30,3 +30,11 @@ def test_a_tensor_is_cut_along_the_first_axis_as_long_as_that_will_do() -> None:
     ]
     assert list(iter_boxes((2, 5), (0, 1), 3))[:2] == [((0, 0), (1, 3)), ((0, 3), (1, 2))]
     assert list(iter_boxes((), (), 1)) == [((), ())]
+
+
+@given(row=st.integers(1, 40), rows=st.integers(1, 4), block=st.integers(1, 5), blocks=st.integers(1, 6))
+def test_blocks_of_a_row_stay_together_where_the_bound_is_whole_blocks(
+    row: int, rows: int, block: int, blocks: int
+) -> None:
+    for starts, sizes in iter_boxes((rows, row * block), (0, 1), blocks * block):
+        assert (starts[1] % block, sizes[1] % block) == (0, 0)

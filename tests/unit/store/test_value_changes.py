@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorkeep.records.dtype import DTYPES
-from tensorkeep.store.reports import TensorStats
-from tensorkeep.store.value_changes import ByteChanges, ValueChanges, differing_bits, is_numeric, wide_dtype
+from tensorkeep.store.reports import ComparedUnit, TensorStats
+from tensorkeep.store.value_changes import ItemChanges, ValueChanges, differing_bits, is_numeric, wide_dtype
 
 NUMERIC = sorted(name for name, dtype in DTYPES.items() if dtype.bits >= 8)
 INTEGERS = ["BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"]
@@ -184,8 +184,17 @@ def test_only_numbers_are_numeric() -> None:
     assert not any(is_numeric(np.dtype(name)) for name in ("V8", "S4", "M8[s]", "m8[s]", "U2"))
 
 
-def test_bytes_are_counted_where_there_are_no_numbers() -> None:
-    changes = ByteChanges()
-    changes.add(np.array([[1, 2], [3, 4]], np.uint8), np.array([[1, 0], [3, 0]], np.uint8))
-    changes.add(np.array([5], np.uint8), np.array([5], np.uint8))
-    assert changes.finish("bytes of GGUF:Q4_K") == TensorStats("bytes", 5, 2, None, None, 0, "bytes of GGUF:Q4_K")
+def test_items_are_counted_where_there_are_no_numbers() -> None:
+    old, new = np.array([[1, 2, 3, 4]], np.uint8), np.array([[1, 0, 3, 4]], np.uint8)
+    cases: list[tuple[ComparedUnit, int, int]] = [("bytes", 1, 5), ("blocks", 2, 3)]
+    for unit, size, compared in cases:
+        changes = ItemChanges(unit, size)
+        changes.add(old, new)
+        changes.add(np.full(size, 5, np.uint8), np.full(size, 5, np.uint8))
+        assert changes.finish("why") == TensorStats(unit, compared, 1, None, None, 0, "why")
+
+
+def test_times_are_elements_without_numbers() -> None:
+    changes = ItemChanges("elements", 8)
+    changes.add(np.array(["2026-01-01", "NaT"], "M8[s]"), np.array(["2026-01-02", "NaT"], "M8[s]"))
+    assert changes.finish() == TensorStats("elements", 2, 1, None, None)
