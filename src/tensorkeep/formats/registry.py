@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+import msgspec
+
 from tensorkeep.errors import Format, InvalidInput
 from tensorkeep.formats.checking import check_structure
 from tensorkeep.formats.gguf import GgufReader
@@ -50,7 +52,7 @@ def foreign_readers() -> tuple[FormatReader, ...]:
     """Return the readers that other packages registered, by name; looked up once in a process.
 
     Raises:
-        InvalidInput: one can't be imported; the message names it and its package.
+        InvalidInput: one can't be imported or is no reader; the message names it and its package.
     """
     return tuple(
         _load_reader(point.name, point.value, point.load)
@@ -61,11 +63,18 @@ def foreign_readers() -> tuple[FormatReader, ...]:
 def _load_reader(name: str, value: str, load: object) -> FormatReader:
     try:
         made: FormatReader = load()()  # type: ignore[operator]
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InvalidInput(
-            f"the format {name!r} ({value}) can't be used: {error}; mend or uninstall the package that registers it"
-        ) from error
+        missing = [part for part in ("name", "claims", "read_structure") if not hasattr(made, part)]
+    except (ImportError, AttributeError, TypeError, NameError, SyntaxError, ValueError) as error:
+        raise _unusable(name, value, str(error)) from error
+    if missing:
+        raise _unusable(name, value, f"it has no {missing[0]!r}")
     return made
+
+
+def _unusable(name: str, value: str, problem: str) -> InvalidInput:
+    return InvalidInput(
+        f"the format {name!r} ({value}) can't be used: {problem}; mend or uninstall the package that registers it"
+    )
 
 
 def read_structure(path: str, source: ByteSource, *, strict: bool = True) -> FileStructure:
@@ -74,14 +83,13 @@ def read_structure(path: str, source: ByteSource, *, strict: bool = True) -> Fil
     With ``strict=False`` a file that breaks its format's rules is opaque instead of an error.
 
     Raises:
-        Format: the file breaks its format's rules; the message names the path, the place, the rule, and the way out.
+        Format: the file breaks its format's rules, or another package's reader says what can't be; the message names
+            the path, the place, the rule, and the way out.
         InvalidInput: the source ended early (it shrank).
     """
     reader = find_reader(path)
     try:
         structure = reader.read_structure(path, source)
-        if reader not in READERS:
-            check_structure(structure, source.size_bytes)
     except Format as error:
         if not strict:
             return _FALLBACK.read_structure(path, source)
@@ -89,6 +97,30 @@ def read_structure(path: str, source: ByteSource, *, strict: bool = True) -> Fil
             f"{path!r} is broken: {error.message}. Fetch or write it again, or use --split size, which stores it as an "
             "opaque file",
             **{**error.facts, "path": path},
+        ) from error
+    if reader in (*READERS, _FALLBACK):
+        return structure
+    try:
+        return _believe(reader, path, structure, source.size_bytes)
+    except Format:
+        if strict:
+            raise
+        return _FALLBACK.read_structure(path, source)
+
+
+def _believe(reader: FormatReader, path: str, said: object, size_bytes: int) -> FileStructure:
+    """Return what a foreign reader said, once it is known to be a structure that the file can have."""
+    try:
+        structure = msgspec.json.decode(msgspec.json.encode(said), type=FileStructure)
+        check_structure(structure, size_bytes)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError, Format) as error:
+        problem = error.message if isinstance(error, Format) else str(error)
+        kind = type(reader)
+        raise Format(
+            f"the reader {kind.__module__}:{kind.__qualname__} gives {path!r} a structure that can't be: {problem}. Mend "
+            "or uninstall the package that it comes from, or use --split size, which stores the file as opaque",
+            path=path,
+            reader=str(reader.name),
         ) from error
     return structure
 
