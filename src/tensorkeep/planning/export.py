@@ -83,6 +83,20 @@ def plan_export(tensors: Sequence[tuple[File, Tensor]], metadata: Mapping[str, s
     return ExportPlan(header, placed, aliases, len(header) + sum(layout.length for layout in layouts))
 
 
+def merge_metadata(found: Sequence[Mapping[str, str]]) -> dict[str, str] | None:
+    """Return the metadata of one file that holds the tensors of several, from theirs; None where nothing is left.
+
+    What two of them contradict each other in is left out, and the format if it is not that of all.
+    """
+    merged: dict[str, str] = {}
+    dropped = {FORMAT_KEY} if any(FORMAT_KEY not in metadata for metadata in found) else set()
+    for metadata in found:
+        for key, text in metadata.items():
+            if merged.setdefault(key, text) != text:
+                dropped.add(key)
+    return {key: text for key, text in merged.items() if key not in dropped} or None
+
+
 def plan_batches(plan: ExportPlan, *, limit_bytes: int) -> Iterator[list[BoxRead]]:
     """Yield what is read together, in the file's order: whole tensors up to the limit, a larger one in several boxes.
 

@@ -54,7 +54,7 @@ def plan_folder(files: Sequence[File], indexes: Mapping[str, WeightIndex]) -> Fo
     warnings = {
         file.path: f"{file.path!r} may be a model, but no tensors of it are known: it comes as it is"
         for file in files
-        if not file.tensors and file.format != SAFETENSORS and looks_like_model(file.path)
+        if may_be_model(file)
     }
     warnings |= {
         path: f"{path!r} and its shards come as they are, because no tensors of {shard!r} are known"
@@ -86,9 +86,10 @@ def is_convertible(file: File) -> bool:
     return file.format not in (SAFETENSORS, OPAQUE) and bool(file.tensors)
 
 
-def looks_like_model(path: str) -> bool:
-    """Return whether the name of a file says that it may hold tensors."""
-    return _MODEL_SUFFIX.fullmatch(posixpath.splitext(path)[1]) is not None
+def may_be_model(file: File) -> bool:
+    """Return whether a file has the name of a model, and no tensors that are known."""
+    named = _MODEL_SUFFIX.fullmatch(posixpath.splitext(file.path)[1])
+    return named is not None and not file.tensors and file.format != SAFETENSORS
 
 
 def safetensors_path(path: str) -> str:

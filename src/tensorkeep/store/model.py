@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput, NotFound
 from tensorkeep.formats.registry import read_metadata
+from tensorkeep.planning.export_folder import may_be_model
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
@@ -157,8 +158,15 @@ class Model:
         """
         reader = self._reader(verify, deadline_s)
         chosen = list(self._select(include).values())
-        callback = progress_callback(progress)
-        report = save_tensors(chosen, Path(path), reader, self._context.runtime, force=force, progress=callback)
+        report = save_tensors(
+            chosen,
+            Path(path),
+            reader,
+            self._context.runtime,
+            unknown=[file for file in self.manifest.files if include is None and may_be_model(file)],
+            force=force,
+            progress=progress_callback(progress),
+        )
         self.report = report.load
         return report
 

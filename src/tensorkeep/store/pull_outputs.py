@@ -21,7 +21,8 @@ from tensorkeep.planning.export_folder import (
 from tensorkeep.records.digest import parse_digest
 from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.store.reading import VersionReader
-from tensorkeep.store.saving import metadata_of
+from tensorkeep.store.saving import own_metadata
+from tensorkeep.store.stored_source import StoredSource
 from tensorkeep.transfer.hashing import FileHasher
 
 _CHUNK_BYTES = 8 << 20
@@ -151,7 +152,7 @@ def plan_conversion(
     indexes = {}
     for file in manifest.files:
         if is_foreign_index(file.path) and file.size_bytes <= INDEX_LIMIT_BYTES:
-            found = find_weight_index(reader.read_bytes(file))
+            found = find_weight_index(StoredSource(file, reader).read(0, file.size_bytes))
             if found:
                 indexes[file.path] = found
     plan = plan_folder(manifest.files, indexes)
@@ -159,7 +160,7 @@ def plan_conversion(
     files = {file.path: file for file in manifest.files}
     wanted = {file.path for file in chosen}
     wanted |= {shard for path, index in plan.indexes.items() if path in wanted for shard in shards_of(path, index)}
-    exports = {path: _plan_file(files[path]) for path in sorted(wanted & plan.converted)}
+    exports = {path: _plan_file(files[path], reader) for path in sorted(wanted & plan.converted)}
     warnings = [plan.warnings[file.path] for file in chosen if file.path in plan.warnings]
     outputs: list[Output] = []
     for file in chosen:
@@ -172,8 +173,8 @@ def plan_conversion(
     return outputs, tuple(warnings)
 
 
-def _plan_file(file: File) -> ExportPlan:
-    return plan_export([(file, tensor) for tensor in file.tensors], metadata_of([file]))
+def _plan_file(file: File, reader: VersionReader) -> ExportPlan:
+    return plan_export([(file, tensor) for tensor in file.tensors], own_metadata(file, reader) or None)
 
 
 def _rewrite_index(path: str, plan: FolderPlan, exports: dict[str, ExportPlan], warnings: list[str]) -> MadeFile:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import get_args
 
 from tensorkeep.errors import InvalidInput
-from tensorkeep.planning.read_plan import ExtentMap, PartRange
+from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
-from tensorkeep.records.manifest import Extent, File, Manifest
+from tensorkeep.records.manifest import Extent, Manifest
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.progress import ByteProgress
@@ -99,17 +99,6 @@ class VersionReader:
             progress=self._count,
         )
         self._reports.append(report)
-
-    def read_bytes(self, file: File) -> bytes:
-        """Return all bytes of a file, which should be small."""
-        pieces = ExtentMap(file.extents).pieces(0, file.size_bytes, 0)
-        data = bytearray(file.size_bytes)
-
-        def copy(part_range: PartRange, view: memoryview) -> None:
-            data[part_range.key : part_range.key + len(view)] = view
-
-        self.read_ranges([PartRange(each.part, each.start, each.length, key=each.offset) for each in pieces], copy)
-        return bytes(data)
 
     def _table(self, parts: Iterable[int]) -> PartTable:
         context, version, manifest = self._context, self._version, self._manifest

@@ -5,20 +5,31 @@ verified, then written; batches follow each other in the order of the file.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound
-from tensorkeep.planning.export import FORMAT_KEY, BoxRead, ExportPlan, plan_batches, plan_export, plan_runs
+from tensorkeep.formats.registry import read_metadata
+from tensorkeep.formats.safetensors import SAFETENSORS
+from tensorkeep.planning.export import (
+    FORMAT_KEY,
+    BoxRead,
+    ExportPlan,
+    merge_metadata,
+    plan_batches,
+    plan_export,
+    plan_runs,
+)
 from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.local_files import UnfinishedFile, open_unfinished, translate_os_error
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reading import VersionReader
 from tensorkeep.store.reports import ProgressCallback
+from tensorkeep.store.stored_source import StoredSource
 from tensorkeep.transfer.boxes import Box, tensor_array
 from tensorkeep.transfer.memory import allocate
 from tensorkeep.transfer.report import LoadReport
@@ -31,13 +42,17 @@ PYTORCH = "pytorch"
 
 @dataclass(frozen=True, slots=True)
 class SaveReport:
-    """What a save did: the file and its size, how many tensors it holds, and the names that stand for one of them."""
+    """What a save did: the file and its size, how many tensors it holds, and the names that stand for one of them.
+
+    ``warnings`` name files that may be models and whose tensors are not known.
+    """
 
     path: str
     bytes: int
     tensors: int
     aliases: dict[str, str]
     load: LoadReport
+    warnings: tuple[str, ...] = ()
 
 
 def save_tensors(
@@ -46,14 +61,17 @@ def save_tensors(
     reader: VersionReader,
     runtime: Runtime,
     *,
+    unknown: Sequence[File],
     force: bool,
     progress: ProgressCallback | None,
 ) -> SaveReport:
-    """Write tensors of a version as one safetensors file; see `Model.save`."""
+    """Write tensors of a version as one safetensors file, and warn of ``unknown`` files; see `Model.save`."""
     once = {(file.path, tensor.name): (file, tensor) for file, tensor in tensors}  # globs may choose one by two names
     if not once:
         raise NotFound(f"no tensors are known that could be written to {path}: `tensorkeep show --files` tells why")
-    plan = plan_export(list(once.values()), metadata_of([file for file, _ in once.values()]))
+    files = {file.path: file for file, _ in once.values()}
+    metadata = merge_metadata([own_metadata(file, reader) for file in files.values()])
+    plan = plan_export(list(once.values()), metadata)
     reader.progress = ByteProgress(progress, "save", plan.data_bytes)
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder: name a file in it", path=str(path))
@@ -68,7 +86,16 @@ def save_tensors(
             output.discard()
     except OSError as error:
         raise translate_os_error(error, path) from error
-    return SaveReport(str(path), plan.size_bytes, len(plan.tensors), dict(plan.aliases), reader.report())
+    return SaveReport(
+        path=str(path),
+        bytes=plan.size_bytes,
+        tensors=len(plan.tensors),
+        aliases=dict(plan.aliases),
+        load=reader.report(),
+        warnings=tuple(
+            f"{file.path!r} may be a model, but no tensors of it are known: it is left out" for file in unknown
+        ),
+    )
 
 
 def write_export(plan: ExportPlan, output: UnfinishedFile, reader: VersionReader) -> None:
@@ -85,9 +112,13 @@ def write_export(plan: ExportPlan, output: UnfinishedFile, reader: VersionReader
         output.write_all((buffer[run.at : run.at + run.length], run.start) for run in plan_runs(batch))
 
 
-def metadata_of(files: Iterable[File]) -> dict[str, str] | None:
-    """Return the metadata of a file that holds tensors of these: whose they are, where the readers of the format ask."""
-    return {FORMAT_KEY: "pt"} if all(file.format == PYTORCH for file in files) else None
+def own_metadata(file: File, reader: VersionReader) -> Mapping[str, str]:
+    """Return what a file says of its tensors, as safetensors' metadata: whose they are, where readers of the format ask."""
+    if file.format == PYTORCH:
+        return {FORMAT_KEY: "pt"}
+    if file.format == SAFETENSORS:
+        return read_metadata(file.path, file.format, StoredSource(file, reader)) or {}
+    return {}
 
 
 def _boxes(batch: Sequence[BoxRead], buffer: memoryview) -> list[Box]:

@@ -262,6 +262,15 @@ def test_what_the_specification_forbids_is_refused_though_the_library_reads_it(d
         read(data)
 
 
+def test_metadata_is_read_as_it_stands_in_the_header() -> None:
+    metadata = {"format": "pt", "ä:": '"', "lm_head": "wte"}
+    read_metadata = SafetensorsReader().read_metadata
+    assert read_metadata("x", Bytes(file_of({"__metadata__": metadata, "a": info()}, b"x"))) == metadata
+    assert read_metadata("x", Bytes(file_of({"a": info()}, b"x"))) == {}
+    with pytest.raises(Format, match="'k' twice"):
+        read_metadata("x", Bytes(file_of(b'{"__metadata__":{"k":"1","k":"2"}}')))
+
+
 def test_starts_count_from_the_file_and_tensors_are_ordered_by_them() -> None:
     data = file_of({"b": info(offsets=(1, 2)), "z": info(shape=(0,), offsets=(1, 1)), "a": info()}, b"xy")
     tensors = read(data).tensors

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tensorkeep.errors import InvalidInput
-from tensorkeep.planning.export import BoxRead, Placed, Run, plan_batches, plan_export, plan_runs
+from tensorkeep.planning.export import BoxRead, Placed, Run, merge_metadata, plan_batches, plan_export, plan_runs
 from tensorkeep.records.manifest import File, Tensor
 
 
@@ -86,6 +86,22 @@ def test_two_files_with_a_tensor_of_one_name_are_refused_naming_both() -> None:
 def test_a_header_over_the_limit_is_refused() -> None:
     with pytest.raises(InvalidInput, match="over the limit"):
         plan_export(pairs(file_of(tensor("a"), tensor("b" * 100_000_000))))
+
+
+@pytest.mark.parametrize(
+    ("found", "merged"),
+    [
+        ([{"format": "pt"}, {"format": "pt", "a": "1"}], {"format": "pt", "a": "1"}),
+        ([{"format": "pt"}, {}], None),
+        ([{"format": "pt", "a": "1"}, {"format": "np", "a": "1"}], {"a": "1"}),
+        ([{"a": "1", "b": "2"}, {"a": "2"}, {"a": "1"}], {"b": "2"}),
+        ([], None),
+    ],
+)
+def test_metadata_of_several_files_is_what_they_agree_on(
+    found: list[dict[str, str]], merged: dict[str, str] | None
+) -> None:
+    assert merge_metadata(found) == merged
 
 
 @pytest.mark.parametrize("limit", [8, 24, 40, 96, 1000])

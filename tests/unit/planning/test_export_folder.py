@@ -8,7 +8,7 @@ from tensorkeep.planning.export_folder import (
     check_names,
     index_path,
     is_foreign_index,
-    looks_like_model,
+    may_be_model,
     plan_folder,
     safetensors_path,
 )
@@ -88,8 +88,9 @@ def test_files_that_look_like_models_and_have_no_known_tensors_are_warned_of() -
     assert plan.converted == frozenset()
     assert list(plan.warnings) == ["training_args.bin"]
     assert "'training_args.bin' may be a model" in plan.warnings["training_args.bin"]
-    assert looks_like_model("A.ONNX")
-    assert not looks_like_model("bin")
+    assert may_be_model(file_of("A.ONNX", "opaque"))
+    assert not may_be_model(file_of("bin", "opaque"))
+    assert not may_be_model(file_of("a.bin"))
 
 
 def test_shards_are_converted_with_their_index_or_not_at_all() -> None:

@@ -244,6 +244,8 @@ def _save(
             out, include=include, force=force, verify=verify.value if verify else None, progress=progress
         )
     _warn_of_damage(session, saved.load)
+    for warning in saved.warnings:
+        session.warn(warning)
     facts = [
         ("wrote", f"{saved.path}, {human_size(saved.bytes)}"),
         ("from", f"{_title(spec, model.version)}: {_amount(saved.tensors, saved.load)}"),
