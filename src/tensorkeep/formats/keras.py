@@ -6,6 +6,11 @@ is the dataset's own (``layers/dense/vars/0``).
 Source: https://github.com/keras-team/keras, ``keras/src/saving/saving_lib.py``.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
 from tensorkeep.errors import Format
 from tensorkeep.formats.hdf5 import HDF5, read_hdf5, starts_as_hdf5
 from tensorkeep.formats.opaque import opaque_structure
@@ -16,6 +21,8 @@ KERAS = "keras"
 """The format's name in manifests."""
 
 WEIGHTS = "model.weights.h5"
+METADATA = "metadata.json"
+METADATA_LIMIT_BYTES = 1 << 20
 _ARRAYS = (".h5", ".hdf5", ".npz", ".npy")
 
 
@@ -47,6 +54,20 @@ class KerasReader:
             tensor._replace(start=tensor.start + shift) if tensor.length else tensor for tensor in inner.tensors
         )
         return inner._replace(tensors=tensors)
+
+    def read_metadata(self, path: str, source: ByteSource) -> Mapping[str, Any]:  # noqa: ARG002 - the file has no others
+        """Return what ``metadata.json`` says: Keras's version and when it was saved.
+
+        Raises:
+            Format: it is no zip archive, or that member is no JSON object of plain values.
+        """
+        found = next((member for member in read_members(source) if member.name == METADATA), None)
+        if found is None or found.compressed or found.length > METADATA_LIMIT_BYTES:
+            return {}
+        try:
+            return msgspec.json.decode(source.read(found.start, found.length), type=dict[str, str | int | float | bool])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Format(f"its {METADATA} is no JSON object of plain values: {error}") from error
 
 
 def _find_weights(members: tuple[Member, ...]) -> Member:

@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from tensorkeep.errors import InvalidInput
+from tensorkeep.errors import Format, InvalidInput
 from tensorkeep.formats.checking import check_structure
 from tensorkeep.formats.keras import KerasReader
 from tensorkeep.formats.opaque import opaque_structure
@@ -32,6 +32,17 @@ def test_every_dataset_lies_in_the_archive_where_h5py_reads_it(fill: object) -> 
         assert data[tensor.start : tensor.start + tensor.length] == expected[tensor.name].tobytes(), tensor
     if fill is write_everything:
         assert structure.note == "left out: 'names' (strings)"
+
+
+def test_the_version_of_keras_is_metadata() -> None:
+    assert KerasReader().read_metadata("model.keras", Bytes(keras_file(WEIGHTS))) == {"keras_version": "3.9.0"}
+    assert KerasReader().read_metadata("model.keras", Bytes(keras_file(WEIGHTS, method=zipfile.ZIP_DEFLATED))) == {}
+
+
+@pytest.mark.parametrize("text", [b"[]", b"", b"\xff", b"[" * 100_000, b'{"a": {}}'])
+def test_broken_metadata_is_said(text: bytes) -> None:
+    with pytest.raises(Format, match=r"metadata\.json is no JSON object"):
+        KerasReader().read_metadata("model.keras", Bytes(keras_file(WEIGHTS, others={"metadata.json": text})))
 
 
 def test_legacy_hdf5_under_this_name_is_read_as_hdf5() -> None:
