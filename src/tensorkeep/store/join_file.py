@@ -23,7 +23,8 @@ from tensorkeep.store.new_files import NewFiles
 from tensorkeep.store.part_search import PartProblem, PartSearch, combine, read_index
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reports import FilePart, ProgressCallback
-from tensorkeep.store.split_file import SYNC_BYTES, check_folders
+from tensorkeep.store.split_layout import check_folders
+from tensorkeep.store.split_pass import SYNC_BYTES
 from tensorkeep.store.steady_file import SteadyFile
 from tensorkeep.transfer.fan_out import FanOut, Taker, feed, open_fan_out
 
@@ -79,8 +80,9 @@ def join_file(
         runtime.failpoints.hit("join.verified")
         files.publish(new, force=force)
         runtime.failpoints.hit("join.published")
+        files.sync_new_folders()
         files.keep()
-    sync_folder(new.path.parent)
+    sync_folder(new.path.parent)  # whatever this says, the file is whole, and stays
     return JoinReport(
         path=target,
         index=index_path,

@@ -13,7 +13,7 @@ from typing import Self
 
 from tensorkeep.errors import AlreadyExists
 from tensorkeep.runtime import Runtime
-from tensorkeep.store.local_files import UnfinishedFile, name_unfinished, translate_os_error
+from tensorkeep.store.local_files import UnfinishedFile, name_unfinished, sync_folder, translate_os_error
 
 
 class NewFiles:
@@ -98,6 +98,11 @@ class NewFiles:
         except OSError as error:
             raise translate_os_error(error, file.path) from error
         self._published.append(file)
+
+    def sync_new_folders(self) -> None:
+        """Return when the names of the folders that were made are on the disk."""
+        for folder in self._folders:
+            sync_folder(Path(os.path.dirname(folder)))
 
     def keep(self) -> None:
         """Let stay what was published."""
