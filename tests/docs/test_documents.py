@@ -12,6 +12,7 @@ from tensorkeep.records.device import DeviceIdentity, decode_identity, encode_id
 from tensorkeep.records.history import JournalEntry, decode_entry, encode_entry
 from tensorkeep.records.json_text import decode_canonical, encode_canonical
 from tensorkeep.records.manifest import Manifest, check_manifest
+from tensorkeep.records.parts_index import PartEntry, PartsIndex, decode_index, encode_index
 from tensorkeep.records.version import VersionRecord, decode_version, encode_version
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,16 @@ def test_every_field_of_a_record_stands_in_its_table(record: type, heading: str)
     section = text[text.index(heading) :].split("\n## ", 1)[0]
     documented = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE))))
     assert set(record.__annotations__) <= documented
+
+
+def test_the_index_of_parts_is_documented_field_by_field_with_an_example_that_the_code_reads_and_writes() -> None:
+    text = (DOCS / "split-join.md").read_text("utf-8")
+    stored = json.dumps(json.loads(dict(_EXAMPLE.findall(text))["index"]), separators=(",", ":")).encode() + b"\n"
+    assert encode_index(decode_index(stored, what="example")) == stored
+    rows = "\n".join(re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE))
+    documented = set(re.findall(r"`([\w\[\].]+)`", rows))
+    fields = {*PartsIndex.__annotations__, *(f"parts[].{name}" for name in PartEntry.__annotations__), "index_blake3"}
+    assert fields <= documented
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])

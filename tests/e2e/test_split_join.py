@@ -244,7 +244,7 @@ def test_progress_tells_of_every_byte_of_both(desk: Desk) -> None:
 def test_a_flipped_byte_names_its_part(desk: Desk, number: int, at: int) -> None:
     desk.split()
     desk.flip(number, at)
-    problems = desk.fails(Integrity, f"1 of its 4 parts are not right:\npart {number} is damaged: the BLAKE3 of")
+    problems = desk.fails(Integrity, f"1 of its 4 parts is not right:\npart {number} is damaged: the BLAKE3 of")
     assert [(p["part"], p["kind"], p["path"]) for p in problems] == [(number, "damaged", str(desk.part(number)))]
 
 
@@ -746,7 +746,7 @@ def test_the_command_line_names_what_is_wrong_with_each_part_and_exits_by_the_ta
     command_line("split", NAME, "--parts", 4)
     (home / f"{NAME}.part-1-of-4").unlink()
     assert command_line("join", INDEX, "out", code=3).err.splitlines() == [
-        f"error: {NAME} can't be joined, 1 of its 4 parts are not right:",
+        f"error: {NAME} can't be joined, 1 of its 4 parts is not right:",
         f"part 1 is missing: {NAME}.part-1-of-4 is not in {home}",
     ]
     swap(home / f"{NAME}.part-2-of-4", home / f"{NAME}.part-3-of-4")

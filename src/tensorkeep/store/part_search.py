@@ -145,7 +145,8 @@ def combine(name: str, count: int, problems: Sequence[PartProblem]) -> Tensorkee
     lines = list(_lines(problems))
     more = [f"and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
     bad = len({problem.number for problem in problems})
-    message = "\n".join([f"{name} can't be joined, {bad} of its {count} parts are not right:", *lines[:_SHOWN], *more])
+    title = f"{name} can't be joined, {bad} of its {count} parts {'is' if bad == 1 else 'are'} not right:"
+    message = "\n".join([title, *lines[:_SHOWN], *more])
     error: type[TensorkeepError] = Integrity
     if kinds <= {"missing", "unreadable"}:
         error = NotFound if "missing" in kinds else Unavailable
