@@ -11,7 +11,7 @@ from tests.e2e.conftest import Models, StoreFactory
 from tests.e2e.trees import check_same_tree, odd_files, write_tree
 from tests.e2e.workshop import Workshop
 
-SPLITS = ("tensor", "size", "auto")
+SPLITS = ("tensor", "layer", "size", "parts=7", "auto")
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -34,7 +34,9 @@ def test_diff_is_silent_on_a_pulled_folder(models: Models, workshop: Workshop, t
     assert diff(models.odd, tmp_path / "out") == ""
 
 
-@pytest.mark.parametrize(("part_mib", "split"), [(1, "tensor"), (1, "size"), (64, "auto")])
+@pytest.mark.parametrize(
+    ("part_mib", "split"), [(1, "tensor"), (1, "layer"), (1, "size"), (1, "parts=3"), (64, "auto")]
+)
 def test_every_part_size_gives_the_bytes_back(
     part_mib: int, split: str, models: Models, store_factory: StoreFactory, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What is the same is stored once: unchanged pushes, changed models, other branches, other models."""
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.make_models import make_model
-from tensorkeep.runtime import Runtime
+from tensorkeep.runtime import ManualClock, Runtime
 from tensorkeep.store.reports import PushReport, Version
 from tensorkeep.store.sources import FileSource
 from tests.e2e.conftest import Models, StoreFactory
@@ -35,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("split", ["tensor", "size"])
+@pytest.mark.parametrize("split", ["tensor", "layer", "size", "parts=3"])
 def test_an_unchanged_push_stores_nothing_and_makes_no_version(
     split: str, models: Models, store_factory: StoreFactory, later: Runtime, home: Path, reads: list[str]
 ) -> None:
@@ -62,6 +63,24 @@ def test_an_unchanged_push_stores_nothing_and_makes_no_version(
     check(known=True)
     assert len(store.log("acme/odd")) == 1
     assert store.verify().problems == ()
+
+
+@pytest.mark.parametrize("split", ["tensor", "layer", "size", "parts=3"])
+def test_a_changed_file_gives_the_same_structure_whether_the_others_are_read_again_or_known(
+    split: str, models: Models, store_factory: StoreFactory, tmp_path: Path
+) -> None:
+    later = [Runtime(clock=ManualClock(datetime.now(UTC) + timedelta(hours=1))) for _ in range(2)]
+    structures = []
+    for rehash, runtime in zip((False, True), later, strict=True):
+        store = store_factory(2, runtime=runtime).store
+        source = tmp_path / f"source-{rehash}"
+        shutil.copytree(models.odd, source)
+        store.push(source, "acme/odd", split=split)
+        (source / "empty").write_bytes(b"no more")
+        store.push(source, "acme/odd", rehash=rehash)
+        structures.append(store.model("acme/odd").manifest)
+    assert structures[0] == structures[1]
+    assert structures[0].split == split
 
 
 def test_an_unchanged_push_can_tag_the_head(models: Models, workshop: Workshop) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorkeep.errors import InvalidInput
-from tensorkeep.planning.placement import DeviceShare, PartToPlace, check_policy, place_parts
+from tensorkeep.planning.layers import Layer
+from tensorkeep.planning.placement import DeviceShare, PartToPlace, check_policy, place_parts, place_shares
 from tensorkeep.records.layout import MIB
 from tensorkeep.records.redundancy import ErasureCoded, Replicas
 
@@ -84,7 +85,7 @@ def shares(placed: Sequence[tuple[str, ...]], sizes: Sequence[int], copies: int)
 def test_devices_get_shares_by_weight_over_all_parts_and_over_every_layer(weights: tuple[float, ...]) -> None:
     devices = fleet(*weights)
     layer = 40
-    parts = [PartToPlace(16 * MIB, number // layer) for number in range(60 * layer)]
+    parts = [PartToPlace(16 * MIB, Layer("layers", number // layer)) for number in range(60 * layer)]
     placed = place_parts(parts, devices, copies=1)
     sizes = [part.size_bytes for part in parts]
     for name, share in shares(placed, sizes, 1).items():
@@ -207,3 +208,49 @@ def test_a_new_device_takes_the_copies_that_a_lost_one_had() -> None:
     assert Counter(name for order in healed for name in order) == pytest.approx(
         {"d0": 200, "d2": 200, "d3": 200}, abs=2
     )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.data(),
+    devices=fleets(),
+    parts=st.lists(
+        st.builds(PartToPlace, size_bytes=st.integers(1, 100), layer=st.none(), share=st.integers(0, 9)), max_size=40
+    ),
+)
+def test_copies_of_shares_are_kept_apart_like_those_of_other_parts(
+    data: st.DataObject, devices: list[DeviceShare], parts: list[PartToPlace]
+) -> None:
+    copies = data.draw(st.integers(1, len(devices)))
+    zones = {device.id: device.zone for device in devices}
+    free = {device.id: math.inf if device.free_bytes is None else device.free_bytes for device in devices}
+    placed = place_shares(parts, data.draw(st.permutations(devices)), copies=copies)
+    assert place_shares(parts, devices, copies=copies) == placed
+    names = sorted(zones)
+    for part, order in zip(parts, placed, strict=True):
+        assert sorted(order) == names, "every device once"
+        room = [name for name in order if free[name] >= part.size_bytes]
+        assert list(order[: len(room)]) == room, "devices without room come last"
+        assert part.share is not None
+        turn = part.share % len(names)
+        in_turn = [name for name in [*names[turn:], *names[:turn]] if name in room]
+        assert order[:1] == tuple(in_turn[:1]) or not room, "share i is on device i mod D while that has room"
+        used = [zones[name] for name in room[:copies]]
+        assert len(set(used)) == min(len({zones[name] for name in room}), len(used))
+        for name in room[:copies]:
+            free[name] -= part.size_bytes
+    assert all(left >= 0 for left in free.values())
+
+
+def test_shares_go_round_the_devices_and_their_copies_to_the_next_ones() -> None:
+    parts = [PartToPlace(MIB, None, share=share) for share in (0, 0, 1, 2, 3, 7)]
+    assert [order[:2] for order in place_shares(parts, fleet(1, 100, 5), copies=2)] == [
+        *(("d0", "d1"), ("d0", "d1"), ("d1", "d2"), ("d2", "d0"), ("d0", "d1"), ("d1", "d2"))
+    ]
+    zoned = fleet(1, 1, 1, zones=["a", "a", "b"])
+    assert place_shares([PartToPlace(MIB, None, share=0)], zoned, copies=2) == [("d0", "d2", "d1")]
+
+
+def test_a_part_of_no_share_is_not_placed_by_shares() -> None:
+    with pytest.raises(InvalidInput, match="no share"):
+        place_shares([PartToPlace(MIB, None)], fleet(1), copies=1)

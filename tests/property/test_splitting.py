@@ -1,6 +1,7 @@
 """Every split covers each byte exactly once, cuts where promised, packs as promised, and keeps what did not change."""
 
 import hashlib
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from tensorkeep.errors import Internal, InvalidInput
 from tensorkeep.formats.protocol import TensorLayout
-from tensorkeep.planning.cuts import iter_cuts, layer_of
+from tensorkeep.planning.cuts import iter_cuts
+from tensorkeep.planning.layers import Layer, parse_layer_pattern
+from tensorkeep.planning.methods import LAYER, SIZE, TENSOR, find_method, parse_method
 from tensorkeep.planning.splitting import (
     Method,
     Parent,
@@ -27,6 +30,8 @@ from tensorkeep.planning.splitting import (
 )
 from tensorkeep.records.layout import KIB, MIB, PACK_ALIGNMENT_BYTES, PART_LIMIT_BYTES, SMALL_ITEM_BYTES
 from tensorkeep.records.manifest import File, Item, Manifest, Tensor, check_manifest
+
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def as_parent(model: Model, plan: SplitPlan, lost: frozenset[int] = frozenset())
             )
         )
     manifest = Manifest(
-        split=plan.method,
+        split=str(plan.method),
         part_size=plan.part_size,
         files=tuple(files),
         parts=tuple(part.size_bytes for part in plan.parts),
@@ -108,7 +113,8 @@ def tensors_of(lengths: Sequence[int], *, header: int = 64, gap: int = 0, layers
     tensors = []
     start = header
     for number, length in enumerate(lengths):
-        name = f"model.layers.{number % layers}.w{number}" if layers == 1 or number % 4 else f"head{number}"
+        expert = f".mlp.experts.{7 * number % 5}" if number % 3 == 2 else ""
+        name = f"model.layers.{number % layers}{expert}.w{number}" if layers == 1 or number % 4 else f"head{number}"
         tensors.append(TensorLayout(name, "U8", (length,), None, start, length))
         start += length + gap
     return tuple(tensors)
@@ -146,7 +152,9 @@ def models(draw: st.DrawFn) -> Model:
     return Model(tuple(files), seeds)
 
 
-METHODS: st.SearchStrategy[Method] = st.sampled_from(["tensor", "size"])
+SHARES = st.builds(Method, st.just("parts"), st.integers(1, 9))
+CUT_TENSORS = st.sampled_from([TENSOR, LAYER])
+METHODS: st.SearchStrategy[Method] = st.one_of(st.sampled_from([TENSOR, LAYER, SIZE]), SHARES)
 PART_SIZES = st.sampled_from([MIB, 3 * MIB, 4 * MIB, 64 * MIB])
 
 
@@ -189,17 +197,23 @@ def test_parts_are_bounded_and_packs_are_aligned_and_of_one_layer(model: Model, 
                 assert 0 <= piece.offset - end < PACK_ALIGNMENT_BYTES
                 end = piece.offset + piece.length
                 assert small[piece.file, piece.start].layer == part.layer
-            assert list(part.pieces) == sorted(part.pieces)
+            found = [small[piece.file, piece.start].expert for piece in part.pieces]
+            experts = [-1 if expert is None else expert for expert in found]
+            order = list(zip(experts, part.pieces, strict=True)) if method == LAYER else list(part.pieces)
+            assert order == sorted(order)
         else:
             assert len(part.pieces) == 1
             assert part.size_bytes < part_size + SMALL_ITEM_BYTES
 
 
 @settings(max_examples=200, deadline=None)
-@given(model=models(), part_size=PART_SIZES)
-def test_tensors_are_cut_only_at_multiples_of_the_part_size_from_their_own_start(model: Model, part_size: int) -> None:
+@given(model=models(), method=CUT_TENSORS, part_size=PART_SIZES)
+def test_tensors_are_cut_only_at_whole_pages_at_multiples_of_the_part_size_from_their_own_start(
+    model: Model, method: Method, part_size: int
+) -> None:
+    assert part_size % PAGE_BYTES == 0
     starts = defaultdict(list)
-    for part in map(planned, split(model, "tensor", part_size).parts):
+    for part in map(planned, split(model, method, part_size).parts):
         for piece in part.pieces:
             starts[piece.file].append((piece.start, piece.length))
     for number, file in enumerate(model.files):
@@ -214,11 +228,126 @@ def test_tensors_are_cut_only_at_multiples_of_the_part_size_from_their_own_start
 @given(model=models(), part_size=PART_SIZES)
 def test_by_size_files_are_cut_at_multiples_from_their_start_whatever_they_hold(model: Model, part_size: int) -> None:
     starts = defaultdict(list)
-    for part in map(planned, split(model, "size", part_size).parts):
+    for part in map(planned, split(model, SIZE, part_size).parts):
         for piece in part.pieces:
             starts[piece.file].append(piece.start)
     for number, file in enumerate(model.files):
         assert sorted(starts[number]) == expected_cuts(file.size_bytes, part_size)
+
+
+@settings(max_examples=300, deadline=None)
+@given(model=models(), method=SHARES, part_size=PART_SIZES)
+def test_shares_are_cut_exactly_at_their_part_of_the_models_bytes_and_know_no_packs(
+    model: Model, method: Method, part_size: int
+) -> None:
+    total = sum(file.size_bytes for file in model.files)
+    borders = [share * total // method.shares for share in range(method.shares + 1)]
+    expected = []
+    first = 0
+    for number, file in enumerate(model.files):
+        for share, (low, high) in enumerate(itertools.pairwise(borders)):
+            start, end = max(low, first), min(high, first + file.size_bytes)
+            cuts = [start + at for at in expected_cuts(end - start, part_size)] if start < end else []
+            for piece, following in itertools.pairwise([*cuts, end]):
+                expected.append((share, number, piece - first, following - piece))
+        first += file.size_bytes
+    plan = split(model, method, part_size)
+    found = [(planned(part).share, *planned(part).pieces[0][:3]) for part in plan.parts]
+    assert found == expected
+    assert all(len(planned(part).pieces) == 1 for part in plan.parts)
+    assert not any(plan.items)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), model=models(), shares=st.integers(1, 9), part_size=PART_SIZES)
+def test_some_files_of_a_model_are_cut_where_they_are_cut_with_all_of_them(
+    data: st.DataObject, model: Model, shares: int, part_size: int
+) -> None:
+    method = Method("parts", shares)
+    whole = split(model, method, part_size)
+    chosen = data.draw(st.sets(st.sampled_from(range(len(model.files))))) if model.files else set()
+    some = plan_split(
+        [model.files[number] for number in sorted(chosen)],
+        method=method,
+        part_size=part_size,
+        item_digests={},
+        parent=None,
+        model_files=[(file.path, file.size_bytes) for file in model.files],
+    )
+    cuts = [part for part in map(planned, whole.parts) if part.pieces[0].file in chosen]
+    assert [(part.share, part.pieces[0][1:]) for part in map(planned, some.parts)] == [
+        (part.share, part.pieces[0][1:]) for part in cuts
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(model=models(), part_size=PART_SIZES)
+def test_by_layer_parts_are_those_of_tensor_in_order_of_layers_and_experts(model: Model, part_size: int) -> None:
+    parts = [planned(part) for part in split(model, LAYER, part_size).parts]
+    runs = [planned(part) for part in split(model, TENSOR, part_size).parts]
+    assert {part.pieces for part in parts if not is_pack(model, part, LAYER)} == {
+        part.pieces for part in runs if not is_pack(model, part, TENSOR)
+    }
+    places = [(-1 if part.layer is None else part.layer.number) for part in parts]
+    assert places == sorted(places)
+    small = {(item.file, item.start): item for item in list_small_items(model.files, method=LAYER)}
+    for index in set(places):
+        of_layer = [part for part, place in zip(parts, places, strict=True) if place == index]
+        in_packs = [small[piece[:2]] for part in of_layer if is_pack(model, part, LAYER) for piece in part.pieces]
+        experts = [-1 if item.expert is None else item.expert for item in in_packs]
+        assert experts == sorted(experts), "an expert is one run"
+        whole = [-1 if part.expert is None else part.expert for part in of_layer]
+        assert whole == sorted(whole)
+
+
+def test_stacks_of_layers_follow_each_other_in_order_of_first_appearance_and_by_number() -> None:
+    names = ["out", "up.10.w", "up.9.w", "down.1.w", "up.2.w", "down.0.w", "in"]
+    tensors = tuple(TensorLayout(name, "U8", (MIB,), None, n * MIB, MIB) for n, name in enumerate(names))
+    files = (SourceFile("m", len(names) * MIB, "safetensors", tensors),)
+    parts = [planned(part) for part in split(Model(files, {}), LAYER).parts]
+    assert [str(part.layer) for part in parts] == [
+        *("None", "None"),
+        *("up.2", "up.9", "up.10"),
+        *("down.0", "down.1"),
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(model=models(), method=METHODS, part_size=PART_SIZES, devices=st.integers(0, 9))
+def test_whatever_auto_would_choose_now_an_unchanged_model_is_never_stored_again(
+    model: Model, method: Method, part_size: int, devices: int
+) -> None:
+    first = split(model, method, part_size)
+    parent = as_parent(model, first)
+    chosen = choose_split(model.files, requested="auto", part_size=None, device_count=devices, parent=parent)
+    assert (chosen.method, chosen.part_size) == (method, part_size)
+    again = split(model, chosen.method, chosen.part_size, parent)
+    assert again.extents == first.extents
+    assert all(new == old or isinstance(new, ReusedPart) for old, new in zip(first.parts, again.parts, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(model=models(), method=CUT_TENSORS, part_size=PART_SIZES)
+def test_another_name_for_layers_packs_what_is_new_and_moves_nothing_that_is_there(
+    model: Model, method: Method, part_size: int
+) -> None:
+    naming = parse_layer_pattern(r"(w)\d*(\d)$")
+    first = split(model, method, part_size)
+    again = plan_split(
+        model.files,
+        method=method,
+        part_size=part_size,
+        item_digests=model.item_digests(method),
+        parent=as_parent(model, first),
+        naming=naming,
+    )
+    assert not any(isinstance(part, PlannedPart) and is_pack(model, part, method) for part in again.parts)
+    new = plan_split(model.files, method=method, part_size=part_size, item_digests={}, parent=None, naming=naming)
+    for part in map(planned, new.parts):
+        for piece in part.pieces if is_pack(model, part, method) else ():
+            names = {tensor.start: tensor.name for tensor in model.files[piece.file].tensors if tensor.length}
+            name = names.get(piece.start, "")
+            assert part.layer == (Layer("w", int(name[-1])) if "w" in name else None)
 
 
 def expected_cuts(length: int, part_size: int) -> list[int]:
@@ -255,12 +384,12 @@ def test_the_same_bytes_give_the_same_plan_and_the_same_bytes_again_write_no_pac
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), model=models(), part_size=PART_SIZES)
+@given(data=st.data(), model=models(), method=CUT_TENSORS, part_size=PART_SIZES)
 def test_changed_small_tensors_are_stored_alone_and_all_else_keeps_its_place(
-    data: st.DataObject, model: Model, part_size: int
+    data: st.DataObject, model: Model, method: Method, part_size: int
 ) -> None:
-    plan = split(model, "tensor", part_size)
-    small = [item for item in list_small_items(model.files, method="tensor") if item.tensor is not None]
+    plan = split(model, method, part_size)
+    small = [item for item in list_small_items(model.files, method=TENSOR) if item.tensor is not None]
     changed = data.draw(st.lists(st.sampled_from(small), unique=True)) if small else []
     seeds = dict(model.seeds)
     for fresh, item in enumerate(changed):
@@ -268,11 +397,11 @@ def test_changed_small_tensors_are_stored_alone_and_all_else_keeps_its_place(
         seeds[model.files[item.file].path, item.tensor] = 1000 + fresh
     child = Model(model.files, seeds)
     parent = as_parent(model, plan)
-    after = split(child, "tensor", part_size, parent)
+    after = split(child, method, part_size, parent)
     written = {
         (piece.file, piece.start) for part in after.parts if isinstance(part, PlannedPart) for piece in part.pieces
     }
-    all_small = {(item.file, item.start) for item in list_small_items(model.files, method="tensor")}
+    all_small = {(item.file, item.start) for item in list_small_items(model.files, method=TENSOR)}
     assert written & all_small == {(item.file, item.start) for item in changed}
     reused = [part for part in after.parts if isinstance(part, ReusedPart)]
     assert len({part.parent_part for part in reused}) == len(reused)
@@ -343,50 +472,32 @@ def test_a_worked_example() -> None:
         SourceFile("empty.txt", 0, "opaque", ()),
         SourceFile("model.safetensors", 184 + embed, "safetensors", tensors),
     )
-    plan = split(Model(files, {}), "tensor")
+    plan = split(Model(files, {}), TENSOR)
     assert [(part.size_bytes, part.pieces, part.layer) for part in map(planned, plan.parts)] == [
         (804, ((0, 0, 700, 0), (2, 0, 100, 704)), None),
         (4 * MIB, ((2, 100, 4 * MIB, 0),), None),
         (5 * MIB - 1, ((2, 100 + 4 * MIB, 5 * MIB - 1, 0),), None),
-        (128, ((2, 100 + embed, 10, 0), (2, 110 + embed, 64, 64)), 0),
-        (10, ((2, 174 + embed, 10, 0),), 1),
+        (128, ((2, 100 + embed, 10, 0), (2, 110 + embed, 64, 64)), Layer("layers", 0)),
+        (10, ((2, 174 + embed, 10, 0),), Layer("layers", 1)),
     ]
     assert plan.items == (((0, 700),), (), ((0, 100),))
     assert plan.extents[1] == ()
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("model.layers.12.mlp.3.w", 12),
-        ("0.weight", 0),
-        ("h.7", 7),
-        ("lm_head.weight", None),
-        ("layer12.w", None),
-        ("a.1b.2", 2),
-        ("x.99999999999999999999.3", 3),
-        ("x.٣.w", None),
-        ("", None),
-    ],
-)
-def test_the_layer_is_the_first_whole_number_among_a_names_components(name: str, layer: int | None) -> None:
-    assert layer_of(name) == layer
-
-
 def test_neighbours_that_are_contiguous_in_file_and_pack_are_one_extent() -> None:
     files = (SourceFile("m.safetensors", 64 * 6, "safetensors", tensors_of([64] * 5, layers=1)),)
     model = Model(files, {})
-    plan = split(model, "tensor")
+    plan = split(model, TENSOR)
     shown = [tuple((e.part, e.start, e.length) for e in extents) for extents in plan.extents]
     assert shown == [((0, 0, 64), (1, 0, 320))]
-    again = split(model, "tensor", parent=as_parent(model, plan))
+    again = split(model, TENSOR, parent=as_parent(model, plan))
     assert again.extents == plan.extents, "each item is found inside the extent of all"
 
 
 def test_a_pack_is_filled_to_the_part_size_and_not_past_it() -> None:
     tensors = tensors_of([MIB // 2] * 3 + [MIB // 2 - 64, 64, 1], layers=1)
     files = (SourceFile("m", tensors[-1].start + tensors[-1].length, "safetensors", tensors),)
-    parts = split(Model(files, {}), "tensor", MIB).parts
+    parts = split(Model(files, {}), TENSOR, MIB).parts
     assert [part.size_bytes for part in parts] == [64, MIB, MIB, 1]
 
 
@@ -398,43 +509,64 @@ def test_overlapping_tensors_are_covered_once() -> None:
         TensorLayout("again", "U8", (80,), None, 50, 80),
     )
     files = (SourceFile("m", 130, "torch", tensors),)
-    items = list_small_items(files, method="tensor")
-    assert [item[1:] for item in items] == [(0, 100, "a", None), (100, 30, None, 2)]
-    as_parent(Model(files, {}), split(Model(files, {}), "tensor"))
+    items = list_small_items(files, method=TENSOR)
+    assert [item[1:] for item in items] == [
+        (0, 100, "a", None, None),
+        (100, 30, None, Layer("layers", 2), None),
+    ]
+    as_parent(Model(files, {}), split(Model(files, {}), TENSOR))
 
 
 def test_a_tensor_past_the_end_of_its_file_is_a_bug_above() -> None:
     files = (SourceFile("m", 10, "torch", (TensorLayout("a", "U8", (11,), None, 0, 11),)),)
     with pytest.raises(Internal, match="'m'"):
-        list_small_items(files, method="tensor")
+        list_small_items(files, method=TENSOR)
 
 
 @pytest.mark.parametrize("part_size", [0, -MIB, 1, MIB + 1, 65 * MIB])
 def test_impossible_part_sizes_are_refused(part_size: int) -> None:
     with pytest.raises(InvalidInput, match="MiB"):
-        plan_split((), method="size", part_size=part_size, item_digests={}, parent=None)
+        plan_split((), method=SIZE, part_size=part_size, item_digests={}, parent=None)
     with pytest.raises(InvalidInput, match="MiB"):
         choose_split((), requested="auto", part_size=part_size, device_count=1, parent=None)
 
 
 def test_unknown_methods_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="'layer'"):
-        plan_split((), method="layer", part_size=MIB, item_digests={}, parent=None)
-    with pytest.raises(InvalidInput, match="'parts=4'"):
-        choose_split((), requested="parts=4", part_size=None, device_count=1, parent=None)
+    for text in ("layers", "", "Tensor", "tensor "):
+        with pytest.raises(InvalidInput, match=f"{text!r}: use auto, tensor, layer, size or parts=N"):
+            choose_split((), requested=text, part_size=None, device_count=1, parent=None)
+
+
+@pytest.mark.parametrize("text", ["parts", "parts=", "parts=0", "parts=-1", "parts=x", "parts=04", "parts=1000001"])
+def test_a_number_of_parts_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="parts=N with N from 1 to 1,000,000"):
+        parse_method(text)
+    assert find_method(text) is None
+
+
+def test_more_parts_than_bytes_are_refused_where_they_are_asked_for_and_kept_where_the_parent_has_them() -> None:
+    files = (SourceFile("a", 3, "opaque", ()),)
+    with pytest.raises(InvalidInput, match=r"parts=4 of 3 bytes"):
+        choose_split(files, requested="parts=4", part_size=None, device_count=1, parent=None)
+    model = Model((SourceFile("a", 100, "opaque", ()),), {})
+    parent = as_parent(model, split(model, Method("parts", 4)))
+    chosen = choose_split(files, requested="auto", part_size=None, device_count=1, parent=parent)
+    assert str(chosen.method) == "parts=4"
+    plan = split(Model(files, {}), chosen.method)
+    assert [(planned(part).share, part.size_bytes) for part in plan.parts] == [(1, 1), (2, 1), (3, 1)]
 
 
 def test_a_parent_split_in_a_way_we_do_not_know_gives_no_packs() -> None:
     model = Model((SourceFile("a", 100, "opaque", ()),), {})
-    parent = as_parent(model, split(model, "size"))
+    parent = as_parent(model, split(model, SIZE))
     strange = Manifest(
         split="newer", part_size=MIB, files=parent.manifest.files, parts=parent.manifest.parts, checks=""
     )
-    plan = split(model, "size", parent=Parent(strange, parent.digests))
+    plan = split(model, SIZE, parent=Parent(strange, parent.digests))
     assert all(isinstance(part, PlannedPart) for part in plan.parts)
     assert (
         choose_split(model.files, requested="auto", part_size=None, device_count=1, parent=Parent(strange, [])).method
-        == "size"
+        == SIZE
     )
 
 
@@ -442,13 +574,13 @@ def test_auto_chooses_by_what_holds_most_bytes_and_says_so() -> None:
     weights = SourceFile("m.safetensors", 600 * MIB, "safetensors", ())
     other = SourceFile("m.bin", 500 * MIB, "opaque", ())
     chosen = choose_split((weights, other), requested="auto", part_size=None, device_count=2, parent=None)
-    assert (chosen.method, chosen.part_size) == ("tensor", 35 * MIB)
+    assert (chosen.method, chosen.part_size) == (TENSOR, 35 * MIB)
     assert "safetensors files hold 54 %" in chosen.why
     assert "35 MiB" in chosen.why
     chosen = choose_split((other,), requested="auto", part_size=None, device_count=2, parent=None)
-    assert (chosen.method, chosen.part_size) == ("size", 16 * MIB)
+    assert (chosen.method, chosen.part_size) == (SIZE, 16 * MIB)
     chosen = choose_split((other,), requested="tensor", part_size=2 * MIB, device_count=2, parent=None)
-    assert (chosen.method, chosen.part_size) == ("tensor", 2 * MIB)
+    assert (chosen.method, chosen.part_size) == (TENSOR, 2 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -470,14 +602,14 @@ def test_the_part_size_gives_each_device_about_sixteen(total: int, devices: int,
 
 def test_auto_keeps_the_parents_method_and_part_size() -> None:
     model = Model((SourceFile("m.safetensors", 600 * MIB, "safetensors", ()),), {})
-    parent = as_parent(model, split(model, "size", 7 * MIB))
+    parent = as_parent(model, split(model, SIZE, 7 * MIB))
     for requested in ("auto", "size"):
         chosen = choose_split(model.files, requested=requested, part_size=None, device_count=9, parent=parent)
-        assert (chosen.method, chosen.part_size) == ("size", 7 * MIB)
+        assert (chosen.method, chosen.part_size) == (SIZE, 7 * MIB)
     chosen = choose_split(model.files, requested="auto", part_size=8 * MIB, device_count=9, parent=parent)
-    assert (chosen.method, chosen.part_size) == ("size", 8 * MIB)
+    assert (chosen.method, chosen.part_size) == (SIZE, 8 * MIB)
     chosen = choose_split(model.files, requested="tensor", part_size=None, device_count=1, parent=parent)
-    assert (chosen.method, chosen.part_size) == ("tensor", 38 * MIB)
+    assert (chosen.method, chosen.part_size) == (TENSOR, 38 * MIB)
 
 
 def test_sixty_thousand_tensors_are_split_in_under_a_second() -> None:
@@ -485,12 +617,12 @@ def test_sixty_thousand_tensors_are_split_in_under_a_second() -> None:
     tensors = tensors_of(lengths, layers=80)
     size = tensors[-1].start + tensors[-1].length
     model = Model((SourceFile("m.safetensors", size, "safetensors", tensors),), {})
-    digests = model.item_digests("tensor")
+    digests = model.item_digests(TENSOR)
     started = time.process_time()
-    plan = plan_split(model.files, method="tensor", part_size=4 * MIB, item_digests=digests, parent=None)
+    plan = plan_split(model.files, method=TENSOR, part_size=4 * MIB, item_digests=digests, parent=None)
     assert time.process_time() - started < 1
     parent = as_parent(model, plan)
     started = time.process_time()
-    again = plan_split(model.files, method="tensor", part_size=4 * MIB, item_digests=digests, parent=parent)
+    again = plan_split(model.files, method=TENSOR, part_size=4 * MIB, item_digests=digests, parent=parent)
     assert time.process_time() - started < 2
     assert len(again.parts) == len(plan.parts)

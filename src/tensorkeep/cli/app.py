@@ -6,7 +6,18 @@ import typer
 
 from tensorkeep._version import __version__
 from tensorkeep.cli.command import DebugOption, JsonOption, StoreOption, add_command, help_text
-from tensorkeep.cli.commands import devices, history, names, part_files, removal, setup, showing, transfers, upkeep
+from tensorkeep.cli.commands import (
+    devices,
+    history,
+    names,
+    part_files,
+    planning,
+    removal,
+    setup,
+    showing,
+    transfers,
+    upkeep,
+)
 from tensorkeep.cli.failures import USAGE
 from tensorkeep.cli.session import Session
 from tensorkeep.errors import InvalidInput
@@ -23,6 +34,13 @@ def build_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_main_options)
     add_command(app, "init", setup.init, "tensorkeep init ./store --replicas 2", "tensorkeep init")
     app.add_typer(_device_group(), name="device")
+    add_command(
+        app,
+        "plan",
+        planning.plan,
+        "tensorkeep plan ./llama",
+        "tensorkeep plan ./llama acme/llama --split layer --replicas 2",
+    )
     add_command(
         app,
         "push",

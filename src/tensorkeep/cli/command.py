@@ -28,6 +28,22 @@ SpecArgument = Annotated[
     str, typer.Argument(metavar="MODEL[@REV]", help="A model, and a branch, tag or version id (default: main).")
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name: namespace/name, or a bare name.")]
+SplitOption = Annotated[
+    str, typer.Option("--split", metavar="METHOD", help="Where to cut: auto, tensor, layer, size or parts=N.")
+]
+PartSizeOption = Annotated[
+    str | None,
+    typer.Option("--part-size", metavar="SIZE", help="Whole MiB, at most 64MiB. Default: by size.", show_default=False),
+]
+LayerPatternOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layer-pattern",
+        metavar="REGEX",
+        help="Its groups name the layer in a tensor's name. Default: as the usual families do.",
+        show_default=False,
+    ),
+]
 
 _COMMON = {"store": StoreOption, "json": JsonOption, "debug": DebugOption}
 

@@ -19,6 +19,7 @@ _COMPUTED = (
     "changed_fraction",
     "rate_bytes_per_s",
     "slowest_seconds",
+    "load_seconds",
 )
 """Properties of reports that belong in their documents."""
 

@@ -18,7 +18,7 @@ from tensorkeep.formats.hdf5 import Hdf5Reader
 from tensorkeep.formats.keras import KerasReader
 from tensorkeep.formats.npy import NpyReader
 from tensorkeep.formats.npz import NpzReader
-from tensorkeep.formats.opaque import OpaqueReader
+from tensorkeep.formats.opaque import OpaqueReader, opaque_structure
 from tensorkeep.formats.protocol import ByteSource, FileStructure, FormatReader, MetadataReader
 from tensorkeep.formats.pytorch import PyTorchReader
 from tensorkeep.formats.safetensors import SafetensorsReader
@@ -92,7 +92,7 @@ def read_structure(path: str, source: ByteSource, *, strict: bool = True) -> Fil
         structure = reader.read_structure(path, source)
     except Format as error:
         if not strict:
-            return _FALLBACK.read_structure(path, source)
+            return opaque_structure(f"it is broken: {error.message}")
         raise Format(
             f"{path!r} is broken: {error.message}. Fetch or write it again, or use --split size, which stores it as an "
             "opaque file",

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tensorkeep.errors import InvalidInput
 from tensorkeep.formats.opaque import OPAQUE
-from tensorkeep.planning.cuts import METHODS, Method, SourceFile, check_part_size, get_method
+from tensorkeep.planning.cuts import SourceFile, check_part_size
 from tensorkeep.planning.kept_items import Parent
+from tensorkeep.planning.methods import SIZE, TENSOR, Method, find_method, parse_method
 from tensorkeep.records.layout import MAX_PART_SIZE_BYTES, MIB, MIN_AUTO_PART_BYTES
 
 AUTO = "auto"
@@ -33,13 +35,14 @@ def choose_split(
     that unchanged bytes are found again.
 
     Raises:
-        InvalidInput: the method is unknown, or the part size is no whole number of MiB from 1 to 64.
+        InvalidInput: the method is unknown, the part size is no whole number of MiB from 1 to 64, or the model has fewer bytes
+            than parts are asked for.
     """
     check_split(requested, part_size)
     method, why_method = _choose_method(files, requested, parent)
     if part_size is not None:
         return Choice(method, part_size, f"{why_method}; parts of {_mib(part_size)} were asked for")
-    if parent is not None and parent.manifest.split == method:
+    if parent is not None and _cut_alike(parent, method):
         kept = parent.manifest.part_size
         return Choice(
             method,
@@ -60,7 +63,7 @@ def check_split(requested: str, part_size: int | None) -> None:
     if part_size is not None:
         check_part_size(part_size)
     if requested != AUTO:
-        get_method(requested)
+        parse_method(requested)
 
 
 def auto_part_size(total_bytes: int, device_count: int) -> int:
@@ -71,15 +74,32 @@ def auto_part_size(total_bytes: int, device_count: int) -> int:
 
 def _choose_method(files: Sequence[SourceFile], requested: str, parent: Parent | None) -> tuple[Method, str]:
     if requested != AUTO:
-        return get_method(requested), f"the method {requested} was asked for"
-    if parent is not None and parent.manifest.split in METHODS:
-        return get_method(parent.manifest.split), f"the parent's method {parent.manifest.split} is kept"
+        method = parse_method(requested)
+        _check_shares(method, sum(file.size_bytes for file in files))
+        return method, f"the method {requested} was asked for"
+    if parent is not None and (kept := find_method(parent.manifest.split)) is not None:
+        return kept, f"the parent's method {kept} is kept"
     total = sum(file.size_bytes for file in files)
     known = sum(file.size_bytes for file in files if file.format != OPAQUE)
     if 2 * known > total:
         formats = " and ".join(sorted({file.format for file in files if file.format != OPAQUE}))
-        return "tensor", f"{formats} files hold {100 * known // total} % of the bytes, so cuts are at tensor boundaries"
-    return "size", "most bytes are in no known tensor format, so files are cut at fixed sizes"
+        return TENSOR, f"{formats} files hold {100 * known // total} % of the bytes, so cuts are at tensor boundaries"
+    return SIZE, "most bytes are in no known tensor format, so files are cut at fixed sizes"
+
+
+def _cut_alike(parent: Parent, method: Method) -> bool:
+    """Return whether a method cuts where the parent's does, so that with its part size equal bytes are equal parts."""
+    old = find_method(parent.manifest.split)
+    return old is not None and (old == method or (old.cuts_tensors and method.cuts_tensors))
+
+
+def _check_shares(method: Method, total_bytes: int) -> None:
+    if method.shares > total_bytes:
+        raise InvalidInput(
+            f"{method} of {total_bytes} bytes: ask for at most one part a byte, or leave the split to auto",
+            method=str(method),
+            bytes=total_bytes,
+        )
 
 
 def _why_size(total: int, device_count: int, size: int) -> str:

@@ -1,23 +1,19 @@
 """What a file is made of, and where long runs of it are cut.
 
-A file is a sequence of *runs*: with the method ``tensor`` its tensors and what lies between them (headers, gaps), with
-``size`` the whole file as one. Runs of 1 MiB and more are cut at multiples of the part size; smaller ones are *small items*
-that go to packs.
+A file is a sequence of *runs*: with the methods ``tensor`` and ``layer`` its tensors and what lies between them (headers, gaps),
+with ``size`` the whole file as one, with ``parts=N`` what lies in it of each share of the model. Runs of 1 MiB and more are cut at
+multiples of the part size; smaller ones are *small items* that go to packs, except with ``parts=N``, which knows no packs.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from tensorkeep.errors import Internal, InvalidInput
 from tensorkeep.formats.protocol import TensorLayout
+from tensorkeep.planning.layers import USUAL_NAMING, Layer, LayerNaming
+from tensorkeep.planning.methods import Method
 from tensorkeep.records.layout import MAX_PART_SIZE_BYTES, MIB, SMALL_ITEM_BYTES
-
-Method = Literal["tensor", "size"]
-METHODS: tuple[Method, ...] = get_args(Method)
-
-_LAYER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,8 @@ class Run(NamedTuple):
     start: int
     length: int
     tensor: str | None
-    layer: int | None
+    layer: Layer | None
+    expert: int | None
 
 
 class SmallItem(NamedTuple):
@@ -46,19 +43,8 @@ class SmallItem(NamedTuple):
     start: int
     length: int
     tensor: str | None
-    layer: int | None
-
-
-def get_method(name: str) -> Method:
-    """Return the split method of that name.
-
-    Raises:
-        InvalidInput: there is none.
-    """
-    for method in METHODS:
-        if method == name:
-            return method
-    raise InvalidInput(f"there is no split method {name!r}: use auto, {' or '.join(METHODS)}", method=name)
+    layer: Layer | None
+    expert: int | None
 
 
 def check_part_size(part_size: int) -> None:
@@ -75,34 +61,28 @@ def check_part_size(part_size: int) -> None:
         )
 
 
-def layer_of(name: str) -> int | None:
-    """Return the layer of a tensor: the first component of its dotted name that is a whole number, or None."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
-
-
-def iter_runs(file: SourceFile, *, method: Method) -> Iterator[Run]:
-    """Yield the runs of a file in order; they cover each of its bytes exactly once.
+def iter_runs(file: SourceFile, *, method: Method, naming: LayerNaming = USUAL_NAMING) -> Iterator[Run]:
+    """Yield the runs of a file in order, as ``tensor``, ``layer`` or ``size`` have them; they cover each byte exactly once.
 
     Tensors may overlap (views of one storage): a byte belongs to the first tensor that has it.
     """
     covered = 0
-    for tensor in file.tensors if method == "tensor" else ():
+    for tensor in file.tensors if method.cuts_tensors else ():
         end = tensor.start + tensor.length
         if end <= covered or tensor.length == 0:
             continue
-        layer = layer_of(tensor.name)
         if tensor.start > covered:
-            yield Run(covered, tensor.start - covered, None, None)
+            yield Run(covered, tensor.start - covered, None, None, None)
+        role = naming.role_of(tensor.name)
         if tensor.start >= covered:
-            yield Run(tensor.start, tensor.length, tensor.name, layer)
+            yield Run(tensor.start, tensor.length, tensor.name, *role)
         else:
-            yield Run(covered, end - covered, None, layer)
+            yield Run(covered, end - covered, None, *role)
         covered = end
     if covered > file.size_bytes:
         raise Internal(f"a tensor of {file.path!r} ends at byte {covered} of {file.size_bytes}")
     if covered < file.size_bytes:
-        yield Run(covered, file.size_bytes - covered, None, None)
+        yield Run(covered, file.size_bytes - covered, None, None, None)
 
 
 def iter_cuts(length: int, part_size: int) -> Iterator[tuple[int, int]]:
@@ -114,16 +94,28 @@ def iter_cuts(length: int, part_size: int) -> Iterator[tuple[int, int]]:
     yield start, length - start
 
 
-def list_small_items(files: Sequence[SourceFile], *, method: str) -> list[SmallItem]:
-    """Return what goes to packs, by file and start: the items whose digests `plan_split` is given.
+def iter_shares(start: int, length: int, *, count: int, total_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (share, start, length) of what bytes ``[start, start + length)`` of a model have of each of its shares, in order.
 
-    Raises:
-        InvalidInput: there is no such method.
+    Share i of ``count`` is the bytes from floor(i · total / count); shares may be empty.
     """
-    known = get_method(method)
+    end = start + length
+    while start < end:
+        share = -(-(start + 1) * count // total_bytes) - 1
+        following = min(end, (share + 1) * total_bytes // count)
+        yield share, start, following - start
+        start = following
+
+
+def list_small_items(
+    files: Sequence[SourceFile], *, method: Method, naming: LayerNaming = USUAL_NAMING
+) -> list[SmallItem]:
+    """Return what goes to packs, by file and start: the items whose digests `plan_split` is given."""
+    if method.shares:
+        return []
     return [
         SmallItem(number, *run)
         for number, file in enumerate(files)
-        for run in iter_runs(file, method=known)
+        for run in iter_runs(file, method=method, naming=naming)
         if run.length < SMALL_ITEM_BYTES
     ]

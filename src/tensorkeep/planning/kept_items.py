@@ -11,7 +11,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from tensorkeep.formats.protocol import TensorLayout
-from tensorkeep.planning.cuts import METHODS, SmallItem, SourceFile, list_small_items
+from tensorkeep.planning.cuts import SmallItem, SourceFile, list_small_items
+from tensorkeep.planning.layers import NO_NAMING
+from tensorkeep.planning.methods import find_method
 from tensorkeep.records.manifest import File, Manifest
 
 
@@ -49,8 +51,9 @@ def find_kept(
 ) -> Iterator[KeptItem]:
     """Yield the items whose bytes are in a pack of the parent, in order.
 
-    Among equal ones the place of the same tensor (or start) of the same path wins, then one of the same layer: an unchanged
-    file keeps exactly its extents, whatever else has the same bytes (all-ones norms are in every layer).
+    Among equal ones the place of the same tensor (or start) of the same path wins: an unchanged file keeps exactly its extents,
+    whatever else has the same bytes (all-ones norms are in every layer). Then one of the same tensor wins: files were cut
+    anew or renamed. What layers are called plays no part in it.
     """
     places = _index(parent)
     for item in items:
@@ -67,7 +70,7 @@ def _keys(path: str, item: SmallItem, digest: str) -> tuple[tuple[object, ...], 
     """Return what an item is looked up by, best first. The length keeps a wrong digest from naming other bytes."""
     return (
         (path, item.start if item.tensor is None else item.tensor, digest, item.length),
-        (item.layer, digest, item.length),
+        (item.tensor, digest, item.length),
         (digest, item.length),
     )
 
@@ -75,13 +78,14 @@ def _keys(path: str, item: SmallItem, digest: str) -> tuple[tuple[object, ...], 
 def _index(parent: Parent) -> dict[tuple[object, ...], _Place]:
     """Return the places of the parent's small items by each of their keys; the first of equal ones."""
     places: dict[tuple[object, ...], _Place] = {}
-    if parent.manifest.split not in METHODS:
+    method = find_method(parent.manifest.split)
+    if method is None:
         return places
     for file in parent.manifest.files:
         digests = {(tensor.start, tensor.length): tensor.digest for tensor in file.tensors}
         digests |= {(item.start, item.length): item.digest for item in file.items}
         starts = [0, *accumulate(extent.length for extent in file.extents)]
-        for small in list_small_items([_as_source(file)], method=parent.manifest.split):
+        for small in list_small_items([_as_source(file)], method=method, naming=NO_NAMING):
             digest = digests.get((small.start, small.length))
             place = _place(file, starts, small)
             if digest is None or place is None or place.part in parent.lost:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tensorkeep.planning.cuts import SmallItem
-from tensorkeep.records.layout import PACK_ALIGNMENT_BYTES
+from tensorkeep.planning.layers import Layer
+from tensorkeep.records.layout import PACK_ALIGNMENT_BYTES, SMALL_ITEM_BYTES
 
 
 class Piece(NamedTuple):
@@ -25,12 +26,20 @@ class Piece(NamedTuple):
 class PlannedPart:
     """A part to be written: its pieces by offset, zeros between them.
 
-    A pack has one piece per small item; any other part has exactly one piece, which is the whole part.
+    A pack has one piece per small item; any other part has exactly one piece, which is the whole part. ``expert`` is that of its
+    first piece; ``share`` is the share of ``parts=N`` that it is of.
     """
 
     size_bytes: int
     pieces: tuple[Piece, ...]
-    layer: int | None
+    layer: Layer | None
+    expert: int | None = None
+    share: int | None = None
+
+    @property
+    def is_pack(self) -> bool:
+        """Whether it gathers small items."""
+        return self.share is None and self.pieces[0].length < SMALL_ITEM_BYTES
 
 
 def pack_items(items: Iterable[SmallItem], *, part_size: int) -> list[PlannedPart]:
@@ -38,19 +47,29 @@ def pack_items(items: Iterable[SmallItem], *, part_size: int) -> list[PlannedPar
 
     Items of a layer fill its packs in the given order, and so do the items without a layer.
     """
-    open_packs: dict[int | None, list[Piece]] = {}
+    open_packs: dict[Layer | None, _Pack] = {}
     packs: list[PlannedPart] = []
     for item in items:
-        pieces = open_packs.setdefault(item.layer, [])
-        offset = -(-_end(pieces) // PACK_ALIGNMENT_BYTES) * PACK_ALIGNMENT_BYTES
-        if pieces and offset + item.length > part_size:
-            packs.append(PlannedPart(_end(pieces), tuple(pieces), item.layer))
-            pieces.clear()
+        pack = open_packs.setdefault(item.layer, _Pack([], item.expert))
+        offset = -(-pack.end // PACK_ALIGNMENT_BYTES) * PACK_ALIGNMENT_BYTES
+        if pack.pieces and offset + item.length > part_size:
+            packs.append(pack.close(item.layer))
+            pack = open_packs[item.layer] = _Pack([], item.expert)
             offset = 0
-        pieces.append(Piece(item.file, item.start, item.length, offset))
-    packs.extend(PlannedPart(_end(pieces), tuple(pieces), layer) for layer, pieces in open_packs.items())
+        pack.pieces.append(Piece(item.file, item.start, item.length, offset))
+    packs.extend(pack.close(layer) for layer, pack in open_packs.items())
     return packs
 
 
-def _end(pieces: list[Piece]) -> int:
-    return pieces[-1].offset + pieces[-1].length if pieces else 0
+class _Pack(NamedTuple):
+    """A pack that is being filled, and the expert of its first item."""
+
+    pieces: list[Piece]
+    expert: int | None
+
+    @property
+    def end(self) -> int:
+        return self.pieces[-1].offset + self.pieces[-1].length if self.pieces else 0
+
+    def close(self, layer: Layer | None) -> PlannedPart:
+        return PlannedPart(self.end, tuple(self.pieces), layer, self.expert)

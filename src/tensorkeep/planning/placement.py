@@ -3,7 +3,8 @@
 Parts are dealt out in order, each copy to the device that would be done with it first: the one with the least
 ``(bytes given + bytes of this part) / weight``. With weights in bytes per second that keeps the slowest device's time low, and
 since it holds after every part, any run of parts, so any layer too, is spread about by weight. Devices of one zone, full
-ones, and copies of one part are kept apart first; the rule then evens out by itself what that forces on it.
+ones, and copies of one part are kept apart first; the rule then evens out by itself what that forces on it. The shares of ``parts=N``
+are dealt out in turn instead (`place_shares`): who asks for N parts wants to know where each one is.
 
 Source: greedy list scheduling on uniform machines (Graham 1969); with equal parts it deals as the D'Hondt method does.
 """
@@ -13,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tensorkeep.errors import InvalidInput
+from tensorkeep.planning.layers import Layer
+from tensorkeep.planning.packs import PlannedPart
+from tensorkeep.planning.splitting import SplitPlan
 from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas
 
 
@@ -28,11 +32,27 @@ class DeviceShare:
 
 @dataclass(frozen=True, slots=True)
 class PartToPlace:
-    """A part to store: its size, the layer that it belongs to (parts of a layer follow each other), who keeps it already."""
+    """A part to store: its size, the layer that it belongs to (parts of a layer follow each other), who keeps it already.
+
+    ``share`` is the share of ``parts=N`` that it is of, None with the other methods.
+    """
 
     size_bytes: int
-    layer: int | None
+    layer: Layer | None
     holders: frozenset[str] = frozenset()
+    share: int | None = None
+
+
+def place_split(split: SplitPlan, devices: Sequence[DeviceShare], *, copies: int) -> dict[int, tuple[str, ...]]:
+    """Return for each new part of a split, by its number, all devices, best first; fewer copies where there are fewer devices.
+
+    Raises:
+        InvalidInput: as `place_parts`.
+    """
+    new = {number: part for number, part in enumerate(split.parts) if isinstance(part, PlannedPart)}
+    wanted = [PartToPlace(part.size_bytes, part.layer, share=part.share) for part in new.values()]
+    place = place_shares if split.method.shares else place_parts
+    return dict(zip(new, place(wanted, devices, copies=min(copies, len(devices))), strict=True))
 
 
 def place_parts(parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, copies: int) -> list[tuple[str, ...]]:
@@ -46,16 +66,36 @@ def place_parts(parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *,
     Raises:
         InvalidInput: not that many devices, or a weight that is no positive number.
     """
-    check_policy(Replicas(copies), devices)
-    for device in devices:
-        if not (math.isfinite(device.weight) and device.weight > 0):
-            raise InvalidInput(f"device {device.id!r} has the weight {device.weight}: give it a bandwidth over 0")
-    loads = [_Load(device) for device in sorted(devices, key=lambda device: device.id)]
+    loads = _open_loads(devices, copies)
     by_id = {load.id: load for load in loads}
     for part in parts:
         for holder in part.holders & by_id.keys():
             by_id[holder].given += part.size_bytes
     return [_place(part, loads, copies) for part in parts]
+
+
+def place_shares(parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, copies: int) -> list[tuple[str, ...]]:
+    """Return for each part of a share all devices, best first, as `place_parts` does; bandwidth plays no part.
+
+    Share i goes to device i mod D, devices in order of their ids; its copies to the devices after it, in different zones while
+    enough zones have room. Devices without room for a part come last.
+
+    Raises:
+        InvalidInput: not that many devices, a weight that is no positive number, or a part that is of no share.
+    """
+    loads = _open_loads(devices, copies)
+    placed = []
+    for part in parts:
+        if part.share is None:
+            raise InvalidInput("a part that is of no share can't be placed by shares")
+        turn = part.share % len(loads)
+        order = [*loads[turn:], *loads[:turn]]
+        with_room = _spread_zones([load for load in order if load.free >= part.size_bytes], ())
+        without = [load for load in order if load.free < part.size_bytes]
+        for load in with_room[:copies]:
+            load.take(part.size_bytes)
+        placed.append(tuple(load.id for load in (*with_room, *without)))
+    return placed
 
 
 def check_policy(policy: Policy, devices: Sequence[DeviceShare]) -> None:
@@ -80,6 +120,15 @@ def check_policy(policy: Policy, devices: Sequence[DeviceShare]) -> None:
             policy=str(policy),
             devices=count,
         )
+
+
+def _open_loads(devices: Sequence[DeviceShare], copies: int) -> list["_Load"]:
+    """Return the devices by id, once they were found able to hold that many copies."""
+    check_policy(Replicas(copies), devices)
+    for device in devices:
+        if not (math.isfinite(device.weight) and device.weight > 0):
+            raise InvalidInput(f"device {device.id!r} has the weight {device.weight}: give it a bandwidth over 0")
+    return [_Load(device) for device in sorted(devices, key=lambda device: device.id)]
 
 
 class _Load:

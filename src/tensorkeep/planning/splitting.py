@@ -2,33 +2,36 @@
 
 Splitting only chooses cut points and grouping. `plan_split` names every byte of every file exactly once, in parts that are
 written (`PlannedPart`) or kept from the parent version (`ReusedPart`). The rules are in `cuts`, `packs` and `kept_items`;
-`choosing` chooses method and part size.
+`choosing` chooses method and part size, `layers` knows which layer a tensor is of.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tensorkeep.errors import Internal
 from tensorkeep.planning.choosing import Choice, choose_split
 from tensorkeep.planning.cuts import (
-    METHODS,
-    Method,
+    Run,
     SmallItem,
     SourceFile,
     check_part_size,
-    get_method,
     iter_cuts,
     iter_runs,
+    iter_shares,
     list_small_items,
 )
 from tensorkeep.planning.kept_items import KeptItem, Parent, find_kept
+from tensorkeep.planning.layers import USUAL_NAMING, Layer, LayerNaming
+from tensorkeep.planning.methods import LAYER, Method
 from tensorkeep.planning.packs import Piece, PlannedPart, pack_items
 from tensorkeep.records.layout import SMALL_ITEM_BYTES
 from tensorkeep.records.manifest import Extent
 
 __all__ = [
-    "METHODS",
     "Choice",
+    "Layer",
+    "LayerNaming",
     "Method",
     "Parent",
     "Piece",
@@ -56,12 +59,13 @@ class ReusedPart:
 class SplitPlan:
     """How files are split.
 
-    ``parts`` are ordered by the first byte, in file order, that lies in them. ``extents[i]`` cover file i exactly, in order,
+    ``parts`` are ordered by the first byte, in file order, that lies in them; with ``layer`` by layer: what is of none first, then
+    stacks in order of first appearance, in each by number, in a layer by expert. ``extents[i]`` cover file i exactly, in order,
     with part numbers of this plan; neighbours that are contiguous in both are one. ``items[i]`` are (start, length) of what
     lies in packs of file i and is no tensor.
     """
 
-    method: str
+    method: Method
     part_size: int
     why: str
     parts: tuple[PlannedPart | ReusedPart, ...]
@@ -72,32 +76,47 @@ class SplitPlan:
 def plan_split(
     files: Sequence[SourceFile],
     *,
-    method: str,
+    method: Method,
     part_size: int,
     item_digests: Mapping[tuple[int, int, int], bytes],
     parent: Parent | None,
+    naming: LayerNaming = USUAL_NAMING,
+    model_files: Sequence[tuple[str, int]] | None = None,
     why: str = "",
 ) -> SplitPlan:
     """Return how these files are split; linear in files, tensors and parts.
 
     Args:
         files: in the order of the manifest, sorted by path.
-        method: ``tensor`` or ``size``.
+        method: how they are cut.
         part_size: in bytes, a whole number of MiB from 1 to 64.
         item_digests: BLAKE3-256 of the small items (`list_small_items`) by (file number, start, length). Only needed with a
             parent; an item without one is written again.
         parent: the version whose packs are kept.
+        naming: what layers are called.
+        model_files: (path, size) of all files of the version, in order, where ``files`` are only some: ``parts=N`` counts them all.
         why: a sentence from `choose_split`, passed on.
 
     Raises:
-        InvalidInput: the method or the part size is not possible.
+        InvalidInput: the part size is not possible.
     """
     check_part_size(part_size)
-    small = list_small_items(files, method=method)
-    kept = list(find_kept(small, files, digests=item_digests, parent=parent)) if parent else []
+    if method.shares:
+        runs: list[list[Run]] = []
+        new = list(_cut_shares(files, method.shares, part_size, model_files or [(f.path, f.size_bytes) for f in files]))
+    else:
+        runs = [list(iter_runs(file, method=method, naming=naming)) for file in files]
+        new = list(_cut_runs(runs, part_size))
+    small = [SmallItem(n, *run) for n, of_file in enumerate(runs) for run in of_file if run.length < SMALL_ITEM_BYTES]
+    packed = sorted(small, key=lambda item: _expert_rank(item.expert)) if method == LAYER else small
+    kept = list(find_kept(packed, files, digests=item_digests, parent=parent)) if parent else []
     kept_items = {(found.item.file, found.item.start) for found in kept}
-    packs = pack_items((item for item in small if (item.file, item.start) not in kept_items), part_size=part_size)
-    parts, pieces = _number_parts([*_cut_runs(files, get_method(method), part_size), *packs], kept, parent)
+    loose = [item for item in packed if (item.file, item.start) not in kept_items]
+    new += pack_items(loose, part_size=part_size)
+    entries = [*(_Entry(p, p.pieces, p.layer, p.expert) for p in new), *_reuse(kept, parent)]
+    ranks = _rank_stacks(runs) if method == LAYER else {}
+    entries.sort(key=lambda entry: _order(entry, ranks) if method == LAYER else entry.pieces[0])
+    numbered = [(number, piece) for number, entry in enumerate(entries) for piece in entry.pieces]
     items: list[list[tuple[int, int]]] = [[] for _ in files]
     for item in small:
         if item.tensor is None:
@@ -106,35 +125,77 @@ def plan_split(
         method=method,
         part_size=part_size,
         why=why,
-        parts=parts,
-        extents=_join_extents(files, pieces),
+        parts=tuple(entry.part for entry in entries),
+        extents=_join_extents(files, numbered),
         items=tuple(tuple(of_file) for of_file in items),
     )
 
 
-def _cut_runs(files: Sequence[SourceFile], method: Method, part_size: int) -> Iterable[PlannedPart]:
+class _Entry(NamedTuple):
+    """A part with what of these files lies in it, no byte in two, and what orders it: layer and expert of the first piece."""
+
+    part: PlannedPart | ReusedPart
+    pieces: Sequence[Piece]
+    layer: Layer | None
+    expert: int | None
+
+
+def _cut_runs(runs: Sequence[Sequence[Run]], part_size: int) -> Iterator[PlannedPart]:
     """Yield the parts of all runs of 1 MiB and more."""
-    for number, file in enumerate(files):
-        for run in iter_runs(file, method=method):
+    for number, of_file in enumerate(runs):
+        for run in of_file:
             if run.length >= SMALL_ITEM_BYTES:
                 for start, length in iter_cuts(run.length, part_size):
-                    yield PlannedPart(length, (Piece(number, run.start + start, length, 0),), run.layer)
+                    yield PlannedPart(length, (Piece(number, run.start + start, length, 0),), run.layer, run.expert)
 
 
-def _number_parts(
-    new: Sequence[PlannedPart], kept: Sequence[KeptItem], parent: Parent | None
-) -> tuple[tuple[PlannedPart | ReusedPart, ...], list[tuple[int, Piece]]]:
-    """Return the parts in order of their first byte, and every piece with the number of its part."""
-    pieces_of: list[tuple[PlannedPart | ReusedPart, list[Piece]]] = [(part, list(part.pieces)) for part in new]
-    reused: dict[int, list[Piece]] = {}
-    for item, parent_part, part_start in kept:
-        reused.setdefault(parent_part, []).append(Piece(item.file, item.start, item.length, part_start))
-    for number, pieces in reused.items():
+def _cut_shares(
+    files: Sequence[SourceFile], count: int, part_size: int, model_files: Sequence[tuple[str, int]]
+) -> Iterator[PlannedPart]:
+    """Yield the parts of what lies of each share in each file, cut from where the share starts in it."""
+    total = sum(size for _, size in model_files)
+    first: dict[str, int] = {}
+    covered = 0
+    for path, size in model_files:
+        first[path] = covered
+        covered += size
+    for number, file in enumerate(files):
+        for share, start, run in iter_shares(first[file.path], file.size_bytes, count=count, total_bytes=total):
+            for offset, length in iter_cuts(run, part_size):
+                piece = Piece(number, start - first[file.path] + offset, length, 0)
+                yield PlannedPart(length, (piece,), None, share=share)
+
+
+def _reuse(kept: Sequence[KeptItem], parent: Parent | None) -> Iterator[_Entry]:
+    """Yield the parent's packs that kept items lie in."""
+    reused: dict[int, list[KeptItem]] = {}
+    for found in kept:
+        reused.setdefault(found.parent_part, []).append(found)
+    for number, items in reused.items():
         assert parent is not None
-        pieces_of.append((ReusedPart(parent.digests[number], parent.manifest.parts[number], number), pieces))
-    pieces_of.sort(key=lambda entry: entry[1][0])  # pieces are in file order, and no byte is in two
-    numbered = [(number, piece) for number, (_, pieces) in enumerate(pieces_of) for piece in pieces]
-    return tuple(part for part, _ in pieces_of), numbered
+        part = ReusedPart(parent.digests[number], parent.manifest.parts[number], number)
+        pieces = [Piece(item.file, item.start, item.length, part_start) for item, _, part_start in items]
+        yield _Entry(part, pieces, items[0].item.layer, items[0].item.expert)
+
+
+def _rank_stacks(runs: Sequence[Sequence[Run]]) -> dict[str, int]:
+    """Return the stacks of layers, numbered in the order in which they appear in the files."""
+    ranks: dict[str, int] = {}
+    for of_file in runs:
+        for run in of_file:
+            if run.layer is not None:
+                ranks.setdefault(run.layer.stack, len(ranks))
+    return ranks
+
+
+def _order(entry: _Entry, stacks: Mapping[str, int]) -> tuple[int, ...]:
+    """Return what orders parts by layer, in it by expert, in that as packs were filled and by file."""
+    layer = (-1, -1) if entry.layer is None else (stacks[entry.layer.stack], entry.layer.number)
+    return (*layer, _expert_rank(entry.expert), *entry.pieces[0])
+
+
+def _expert_rank(expert: int | None) -> int:
+    return -1 if expert is None else expert
 
 
 def _join_extents(files: Sequence[SourceFile], pieces: Sequence[tuple[int, Piece]]) -> tuple[tuple[Extent, ...], ...]:

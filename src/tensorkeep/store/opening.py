@@ -30,7 +30,9 @@ from tensorkeep.store.journal import new_ulid
 
 CATALOG_FILE = "catalog.sqlite"
 NOTE_FILE = "store.json"
-LOCAL_DEVICE = Path("devices") / "local"
+LOCAL_NAME = "local"
+LOCAL_DEVICE = Path("devices") / LOCAL_NAME
+"""Name and place, in the store's folder, of the device that the first push adds where there is none."""
 _NOTE_FORMAT = 1
 _UNFINISHED_CATALOG = re.compile(rf"{re.escape(CATALOG_FILE)}\.[0-9A-Z]{{26}}\.new(-journal)?\Z")
 

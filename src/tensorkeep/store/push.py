@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensorkeep.planning.choosing import check_split
+from tensorkeep.planning.layers import parse_layer_pattern
 from tensorkeep.records.names import parse_model_name
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.store.context import StoreContext
@@ -39,6 +40,7 @@ def push(
     started_s = context.runtime.clock.monotonic_s()
     failpoints = context.runtime.failpoints
     check_split(options.split, options.part_size)
+    naming = parse_layer_pattern(options.layer_pattern)
     epoch = context.catalog.info().epoch
     scanned_at = context.runtime.clock.now()
     sources = open_sources(source)
@@ -52,6 +54,7 @@ def push(
         sources,
         requested=options.split,
         part_size=options.part_size,
+        naming=naming,
         base=base,
         device_count=len(target.devices),
         cache=None if options.rehash else cache,
@@ -105,10 +108,11 @@ def push(
         new_bytes=writer.tally.new_bytes,
         written_bytes=writer.tally.written_bytes,
         device_bytes=writer.tally.device_bytes,
-        method=plan.choice.method,
+        method=str(plan.choice.method),
         part_size=plan.choice.part_size,
         why=plan.choice.why,
         seconds=context.runtime.clock.monotonic_s() - started_s,
         warnings=tuple(writer.tally.warnings),
+        notes=plan.notes,
     )
     return describe_version(context, target.model, version, report=report)

@@ -1,11 +1,12 @@
 """A push under way: stores batches of parts, then the objects that describe them, heals what is kept, then commits."""
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 
 from tensorkeep.catalog.protocol import CommitRequest, Committed, Location, Needed, ObjectKey
 from tensorkeep.catalog.rules import version_keys
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput
-from tensorkeep.planning.placement import PartToPlace, place_parts
+from tensorkeep.planning.placement import PartToPlace, place_parts, place_split
 from tensorkeep.planning.splitting import PlannedPart
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.json_text import format_time
@@ -43,11 +44,20 @@ class PushWork:
         self._plan = plan
         self._base = base
         self._writer = writer
-        self._candidates = _place(context, plan, target)
+        shares = device_shares(context, target, allow_soft=options.allow_soft)
+        self._candidates = place_split(plan.split, shares, copies=target.copies)
         self._any_device = tuple(facts.id for facts in target.devices)
+        self._lock = threading.Lock()
+        self._taken: set[bytes] = set()
 
     def store_batch(self, batch: Sequence[ReadPart]) -> None:
-        """Store parts that were just read, where they are missing."""
+        """Store parts that were just read, where they are missing; of equal ones the first."""
+        with self._lock:
+            fresh = {part.fact.digest: part for part in reversed(batch) if part.fact.digest not in self._taken}
+            self._taken.update(fresh)
+        self._write_parts([part for part in batch if fresh.get(part.fact.digest) is part])
+
+    def _write_parts(self, batch: Sequence[ReadPart]) -> None:
         self._writer.write(
             [
                 NewObject(
@@ -130,7 +140,7 @@ class PushWork:
         objects = [_held_part(found.get(key, []), uncounted) for key in keys]
         if all(len(held.holders) >= copies for held in objects):
             return
-        shares = device_shares(self._context, self._target)
+        shares = device_shares(self._context, self._target, allow_soft=self._options.allow_soft)
         placed = place_parts(objects, shares, copies=min(copies, len(shares)))
         for key, held, candidates in zip(keys, objects, placed, strict=True):
             if len(held.holders) < copies:
@@ -232,17 +242,7 @@ class PushWork:
             hashed = hash_part(data)
             if hashed.digest != key.digest:
                 raise InvalidInput("a source changed while it was pushed: nothing was committed, push again")
-            self.store_batch([ReadPart(index, PartFact(key.digest, len(data), hashed.checks), data)])
-
-
-def _place(context: StoreContext, plan: PushPlan, target: PushTarget) -> dict[int, tuple[str, ...]]:
-    """Return for each planned part the devices that should take it, best first."""
-    shares = device_shares(context, target)
-    numbers = [index for index, part in enumerate(plan.split.parts) if isinstance(part, PlannedPart)]
-    parts = [plan.split.parts[index] for index in numbers]
-    wanted = [PartToPlace(part.size_bytes, part.layer) for part in parts if isinstance(part, PlannedPart)]
-    placed = place_parts(wanted, shares, copies=min(target.copies, len(shares)))
-    return dict(zip(numbers, placed, strict=True))
+            self._write_parts([ReadPart(index, PartFact(key.digest, len(data), hashed.checks), data)])
 
 
 def _held_part(locations: Sequence[Location], uncounted: Collection[str]) -> PartToPlace:

@@ -56,7 +56,7 @@ def assemble_version(plan: PushPlan, result: ReadResult, base: Base | None) -> A
     checks_body = encode_checks([f.digest for f in numbering.facts], [f.checks for f in numbering.facts])
     checks_digest = blake3_256(checks_body)
     manifest = Manifest(
-        split=plan.choice.method,
+        split=str(plan.choice.method),
         part_size=plan.choice.part_size,
         files=tuple(files),
         parts=tuple(f.size_bytes for f in numbering.facts),

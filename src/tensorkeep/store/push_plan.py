@@ -13,8 +13,11 @@ from tensorkeep.formats.gguf_split import check_splits
 from tensorkeep.formats.hub_index import INDEX_LIMIT_BYTES, check_index, is_index, is_strict
 from tensorkeep.formats.protocol import FileStructure, TensorLayout
 from tensorkeep.formats.registry import read_structure
+from tensorkeep.planning.layers import NO_NAMING
 from tensorkeep.planning.splitting import (
     Choice,
+    LayerNaming,
+    Method,
     Parent,
     SourceFile,
     SplitPlan,
@@ -27,6 +30,7 @@ from tensorkeep.records.digest import blake3_256
 from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.reports import FileNote
 from tensorkeep.store.sources import PushSource
 from tensorkeep.store.stat_cache import StatCache
 
@@ -65,6 +69,11 @@ class PushPlan:
         """Bytes of all files."""
         return sum(source.size_bytes for source in self.sources)
 
+    @property
+    def notes(self) -> tuple[FileNote, ...]:
+        """What the readers said of the files that are read."""
+        return tuple(FileNote(s.path, f.note) for s, f in zip(self.read, self.structures, strict=True) if f.note)
+
 
 def plan_push(
     context: StoreContext,
@@ -72,11 +81,15 @@ def plan_push(
     *,
     requested: str,
     part_size: int | None,
+    naming: LayerNaming,
     base: Base | None,
     device_count: int,
     cache: StatCache | None,
+    hash_items: bool = True,
 ) -> PushPlan:
     """Return what a push of these sources does; reads headers and small items, writes nothing.
+
+    With ``hash_items=False`` small items are read only where the base may have them: enough to look at, not to push.
 
     Raises:
         Format: a file breaks its format's rules.
@@ -93,13 +106,13 @@ def plan_push(
     every = [
         SourceFile(s.path, s.size_bytes, f.format, f.tensors)
         for s in sources
-        for f in (structures.get(s.path) or _known_structure(unchanged[s.path]),)
+        for f in (structures.get(s.path) or known_structure(unchanged[s.path]),)
     ]
     parent = _parent(base, lost)
     choice = choose_split(
         every, requested=requested, part_size=part_size, device_count=max(1, device_count), parent=parent
     )
-    kept = _kept_files(unchanged, base, choice, lost)
+    kept = _kept_files(sources, unchanged, base, choice, lost)
     read = tuple(source for source in sources if source.path not in kept)
     for source in read:
         if source.path not in structures:
@@ -108,13 +121,15 @@ def plan_push(
         _check_complete(sources, structures, kept)
     found = tuple(structures[source.path] for source in read)
     files = [SourceFile(s.path, s.size_bytes, f.format, f.tensors) for s, f in zip(read, found, strict=True)]
-    digests = _hash_items(read, files, choice.method)
+    digests = _hash_items(read, files, choice.method) if hash_items or base is not None else {}
     split = plan_split(
         files,
         method=choice.method,
         part_size=choice.part_size,
         item_digests=digests,
         parent=parent,
+        naming=naming,
+        model_files=[(source.path, source.size_bytes) for source in sources],
         why=choice.why,
     )
     return PushPlan(tuple(sources), kept, read, found, split, choice, digests, known)
@@ -157,10 +172,17 @@ def _unchanged_files(sources: Sequence[PushSource], known: Mapping[str, str], ba
 
 
 def _kept_files(
-    unchanged: Mapping[str, File], base: Base | None, choice: Choice, lost: frozenset[int]
+    sources: Sequence[PushSource],
+    unchanged: Mapping[str, File],
+    base: Base | None,
+    choice: Choice,
+    lost: frozenset[int],
 ) -> dict[str, File]:
-    if base is None or (choice.method, choice.part_size) != (base.manifest.split, base.manifest.part_size):
+    if base is None or (str(choice.method), choice.part_size) != (base.manifest.split, base.manifest.part_size):
         return {}
+    sizes = [(source.path, source.size_bytes) for source in sources]
+    if choice.method.shares and sizes != [(file.path, file.size_bytes) for file in base.manifest.files]:
+        return {}  # shares are of all files together: where one grew, all are cut elsewhere
     return {path: f for path, f in unchanged.items() if not any(extent.part in lost for extent in f.extents)}
 
 
@@ -174,7 +196,7 @@ def _check_complete(
         return
     every = dict(structures)
     for path, file in kept.items():
-        every.setdefault(path, _known_structure(file))
+        every.setdefault(path, known_structure(file))
     for source in indexes:
         if source.size_bytes > INDEX_LIMIT_BYTES and not is_strict(source.path):
             continue
@@ -184,15 +206,16 @@ def _check_complete(
     check_splits({source.path: source for source in sources}, every)
 
 
-def _known_structure(file: File) -> FileStructure:
+def known_structure(file: File) -> FileStructure:
+    """Return the structure of a file that a version has; nothing is known of its note."""
     tensors = (TensorLayout(t.name, t.dtype, t.shape, t.strides, t.start, t.length) for t in file.tensors)
     return FileStructure(file.format, tuple(tensors))
 
 
 def _hash_items(
-    read: Sequence[PushSource], files: Sequence[SourceFile], method: str
+    read: Sequence[PushSource], files: Sequence[SourceFile], method: Method
 ) -> dict[tuple[int, int, int], bytes]:
     return {
         (item.file, item.start, item.length): blake3_256(read[item.file].read(item.start, item.length))
-        for item in list_small_items(files, method=method)
+        for item in list_small_items(files, method=method, naming=NO_NAMING)
     }

@@ -28,6 +28,7 @@ class PushOptions:
     author: str | None = None
     split: str = "auto"
     part_size: int | None = None
+    layer_pattern: str | None = None
     policy: Policy | None = None
     base: str | None = None
     allow_soft: bool = False
@@ -62,8 +63,8 @@ class PushTarget:
         return metadata_copies(self.policy, len(counted_devices(self.devices)))
 
 
-def find_target(context: StoreContext, name: ModelName, options: PushOptions) -> PushTarget:
-    """Return where a push goes, once names, policy and devices were found to allow it.
+def find_target(context: StoreContext, name: ModelName | None, options: PushOptions) -> PushTarget:
+    """Return where a push goes, once names, policy and devices were found to allow it; None is a model that is not there yet.
 
     Raises:
         InvalidInput: an illegal name, or a policy that the devices can't keep.
@@ -72,7 +73,7 @@ def find_target(context: StoreContext, name: ModelName, options: PushOptions) ->
         NotEnoughCopies: no device can be written.
     """
     check_ref_name(options.branch, kind="branch")
-    found = context.catalog.find_model(name)
+    found = context.catalog.find_model(name) if name is not None else None
     if options.tag is not None:
         check_ref_name(options.tag, kind="tag")
     refs = {(ref.kind, ref.name): ref for ref in context.catalog.list_refs(found.id)} if found else {}
@@ -83,27 +84,54 @@ def find_target(context: StoreContext, name: ModelName, options: PushOptions) ->
         raise AlreadyExists(
             f"tag {tag.name!r} of {name} exists and points at version {tag.version}: choose another", tag=tag.name
         )
-    policy = options.policy
-    if policy is None:
-        policy = parse_policy(found.policy if found is not None and found.policy else context.catalog.info().policy)
+    policy = _find_policy(context, found, options)
     context.fleet.recheck()
     members = context.fleet.members()
     down = tuple(member.facts.id for member in members if not member.writable)
     _check_devices(members, policy, options)
-    model = found or ModelFacts(
-        id=new_ulid(context.runtime),
-        name=str(name),
-        policy=str(options.policy) if options.policy else None,
-        created_at=format_time(context.runtime.clock.now()),
-    )
     return PushTarget(
-        model=model,
+        model=found or _new_model(context, name, options),
         head=head,
         policy=policy,
         model_policy=str(options.policy) if options.policy else None,
         devices=tuple(member.facts for member in members),
         down=down,
         tagged=tag is not None,
+    )
+
+
+def imagine_target(
+    context: StoreContext, name: ModelName | None, options: PushOptions, device: DeviceFacts
+) -> PushTarget:
+    """Return where a push into a store without devices would go, which would add this one first.
+
+    Raises:
+        InvalidInput: one device can't keep the policy.
+    """
+    policy = _find_policy(context, None, options)
+    check_policy(policy, [DeviceShare(device.id, device.zone, 1.0, None)])
+    return PushTarget(
+        model=_new_model(context, name, options),
+        head=None,
+        policy=policy,
+        model_policy=str(options.policy) if options.policy else None,
+        devices=(device,),
+        down=(),
+    )
+
+
+def _find_policy(context: StoreContext, found: ModelFacts | None, options: PushOptions) -> Policy:
+    if options.policy is not None:
+        return options.policy
+    return parse_policy(found.policy if found is not None and found.policy else context.catalog.info().policy)
+
+
+def _new_model(context: StoreContext, name: ModelName | None, options: PushOptions) -> ModelFacts:
+    return ModelFacts(
+        id=new_ulid(context.runtime),
+        name=str(name or ""),
+        policy=str(options.policy) if options.policy else None,
+        created_at=format_time(context.runtime.clock.now()),
     )
 
 
@@ -143,14 +171,14 @@ def open_base(context: StoreContext, target: PushTarget, options: PushOptions) -
         return None
 
 
-def device_shares(context: StoreContext, target: PushTarget) -> list[DeviceShare]:
-    """Return the devices that can be written now, with their bandwidth and room."""
+def device_shares(context: StoreContext, target: PushTarget, *, allow_soft: bool) -> list[DeviceShare]:
+    """Return the devices that can be written now and whose copies count, with their bandwidth and room."""
     usage = {row.device: row.bytes for row in context.catalog.device_usage()}
     writable = context.fleet.writable()
+    usable = [facts for facts in target.devices if facts.id in writable]
+    counted = [facts for facts in usable if allow_soft or facts.durability == "durable"]
     shares = []
-    for facts in target.devices:
-        if facts.id not in writable:
-            continue
+    for facts in counted or usable:
         free = writable[facts.id].free_bytes()
         if facts.capacity is not None:
             room = max(0, facts.capacity - usage.get(facts.id, 0))

@@ -22,12 +22,20 @@ class Progress(NamedTuple):
 ProgressCallback = Callable[[Progress], None]
 
 
+class FileNote(NamedTuple):
+    """What a user should know of a file: why it is opaque, or what in it is no tensor."""
+
+    path: str
+    note: str
+
+
 @dataclass(frozen=True, slots=True)
 class PushReport:
     """What a push did.
 
     ``parts`` and ``bytes`` are the version's; ``new_parts`` and ``new_bytes`` those that were not stored before, each counted
-    once; ``written_bytes`` all copies on all devices; ``device_bytes`` the same by device name.
+    once; ``written_bytes`` all copies on all devices; ``device_bytes`` the same by device name. ``notes`` are of files that were
+    read, not of those known to be unchanged.
     """
 
     created: bool
@@ -43,11 +51,78 @@ class PushReport:
     why: str
     seconds: float
     warnings: tuple[str, ...] = ()
+    notes: tuple[FileNote, ...] = ()
 
     @property
     def rate_bytes_per_s(self) -> float:
         """Bytes of the version by seconds."""
         return self.bytes / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileForecast:
+    """A file that a push would store; ``kept`` where it is known to be what the parent has."""
+
+    path: str
+    size_bytes: int
+    format: str
+    tensors: int
+    note: str
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceForecast:
+    """What a push would write to a device as parts, and what a load of the whole version would then read from it."""
+
+    name: str
+    parts: int
+    bytes: int
+    load_bytes: int
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBalance:
+    """How evenly the layers of a version lie on the devices.
+
+    ``slowest`` is the layer whose load takes longest, ``slowest_seconds`` how long. ``balance`` is 1 where all devices finish each
+    layer together, 1 / D where each layer is on one of D equal devices.
+    """
+
+    layers: int
+    slowest: str
+    slowest_seconds: float
+    balance: float
+
+
+@dataclass(frozen=True, slots=True)
+class PushForecast:
+    """What a push would do.
+
+    ``parts`` and ``bytes`` are the version's; ``new_parts`` and ``new_bytes`` those that would be written, each counted once,
+    ``new_packs`` those of them that gather small items. Where ``exact`` is False, parts that are equal to each other or stored
+    already count as new: only who reads them knows. The ``devices`` tell of all copies.
+    """
+
+    model: str | None
+    method: str
+    part_size: int
+    why: str
+    bytes: int
+    parts: int
+    new_parts: int
+    new_packs: int
+    new_bytes: int
+    exact: bool
+    files: tuple[FileForecast, ...]
+    devices: tuple[DeviceForecast, ...]
+    layers: LayerBalance | None
+
+    @property
+    def load_seconds(self) -> float:
+        """How long a load of the whole version would take: as long as the slowest device."""
+        return max((device.load_seconds for device in self.devices), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tensorkeep.errors import InvalidInput
-from tensorkeep.planning.cuts import layer_of
+from tensorkeep.planning.layers import layer_path, usual_role
 from tensorkeep.store.reports import TensorInfo
 
 ShapePattern = tuple[int | None, ...]
@@ -68,11 +68,8 @@ def select_tensors(tensors: Iterable[TensorInfo], wanted: TensorFilter, *, sort:
 def layer_name(tensor: TensorInfo) -> str | None:
     """Return the name of a tensor's layer: its own up to the number, like ``model.layers.0``; None where it has none."""
     prefix, name = _split_path(tensor)
-    if layer_of(name) is None:
-        return None
-    components = name.split(".")
-    number = next(n for n, component in enumerate(components) if layer_of(component) is not None)
-    return prefix + ".".join(components[: number + 1])
+    path = layer_path(name)
+    return None if path is None else prefix + path
 
 
 def natural_key(name: str) -> list[Any]:
@@ -91,7 +88,8 @@ def _fits_layer(tensor: TensorInfo, wanted: str) -> bool:
     if name is None:
         return False
     if wanted.isdecimal() and wanted.isascii():
-        return layer_of(_split_path(tensor)[1]) == int(wanted)
+        layer = usual_role(_split_path(tensor)[1]).layer
+        return layer is not None and layer.number == int(wanted)
     return fnmatchcase(name, wanted)
 
 

@@ -13,8 +13,9 @@ from tensorkeep.store import device_admin, gc, revisions, usage
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.diff import diff_manifests
 from tensorkeep.store.diff_stats import measure_changes
+from tensorkeep.store.forecast import forecast_push
 from tensorkeep.store.model import Model
-from tensorkeep.store.opening import LOCAL_DEVICE, write_note
+from tensorkeep.store.opening import LOCAL_DEVICE, LOCAL_NAME, write_note
 from tensorkeep.store.progress import progress_callback
 from tensorkeep.store.pull import PullReport, pull_files
 from tensorkeep.store.push import push
@@ -26,6 +27,7 @@ from tensorkeep.store.reports import (
     LogEntry,
     ModelSummary,
     ProgressCallback,
+    PushForecast,
     StatusReport,
     UsageReport,
     VerifyReport,
@@ -133,6 +135,7 @@ class Store:
         author: str | None = None,
         split: str = "auto",
         part_size: int | None = None,
+        layer_pattern: str | None = None,
         replicas: int | None = None,
         ec: str | None = None,
         base: str | None = None,
@@ -153,8 +156,9 @@ class Store:
             tag: a new tag for it.
             message: for the log.
             author: for the log; the user's name if None.
-            split: ``auto``, ``tensor`` or ``size``.
+            split: ``auto``, ``tensor``, ``layer``, ``size`` or ``parts=N``.
             part_size: bytes, a whole number of MiB up to 64; None: chosen, or the parent's.
+            layer_pattern: a regular expression whose groups name the layer in a tensor's name; None: as the usual families do.
             replicas: whole copies of each part, kept by later pushes; None: the model's or the store's policy.
             ec: erasure coding ``K+M`` (reserved by the format; this version refuses it).
             base: a version whose method, part size and packs are taken as if it were the parent.
@@ -181,6 +185,7 @@ class Store:
             author=author,
             split=split,
             part_size=part_size,
+            layer_pattern=layer_pattern,
             policy=make_policy(replicas, ec),
             base=base,
             allow_soft=allow_soft,
@@ -188,6 +193,64 @@ class Store:
             rehash=rehash,
         )
         return push(self._context, source, model, options, progress_callback(progress))
+
+    def plan(
+        self,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        model: str | None = None,
+        *,
+        branch: str = "main",
+        split: str = "auto",
+        part_size: int | None = None,
+        layer_pattern: str | None = None,
+        replicas: int | None = None,
+        ec: str | None = None,
+        base: str | None = None,
+        allow_soft: bool = False,
+        allow_degraded: bool = False,
+        rehash: bool = False,
+        exact: bool = False,
+        progress: bool | ProgressCallback | None = None,
+    ) -> PushForecast:
+        """Return what `push` with the same arguments would do, and why; writes nothing.
+
+        What it says of parts and bytes for each device is what the push then writes, metadata apart. It reads headers only, and
+        so takes parts that are equal to each other, or stored already, for new ones; unchanged files of the model's branch are known.
+
+        Args:
+            source: a folder, a file, or arrays by name.
+            model: the model to push to; None: one that is not there yet.
+            branch: the branch whose head is the parent.
+            split: as in `push`, and so are the other arguments of its names.
+            part_size: as in `push`.
+            layer_pattern: as in `push`.
+            replicas: as in `push`.
+            ec: as in `push`.
+            base: as in `push`.
+            allow_soft: as in `push`.
+            allow_degraded: as in `push`.
+            rehash: as in `push`.
+            exact: read and hash everything, so that equal and stored parts are known.
+            progress: True for a line on standard error, or a callable; it moves with ``exact`` only.
+
+        Raises:
+            NotFound: the source does not exist.
+            InvalidInput: it holds what can't be stored, or an argument makes no sense.
+            Format: a file breaks its format's rules.
+            Unavailable: a device is down.
+        """
+        options = PushOptions(
+            branch=branch,
+            split=split,
+            part_size=part_size,
+            layer_pattern=layer_pattern,
+            policy=make_policy(replicas, ec),
+            base=base,
+            allow_soft=allow_soft,
+            allow_degraded=allow_degraded,
+            rehash=rehash,
+        )
+        return forecast_push(self._context, source, model, options, exact=exact, progress=progress_callback(progress))
 
     def model(self, spec: str) -> Model:
         """Return a version opened for reading, ``model[@revision]``; reads its manifest only.
@@ -357,7 +420,7 @@ class Store:
         if self._context.read_only or self._context.catalog.list_devices():
             return
         try:
-            self.devices.add("local", str((self._context.folder / LOCAL_DEVICE).absolute()))
+            self.devices.add(LOCAL_NAME, str((self._context.folder / LOCAL_DEVICE).absolute()))
         except AlreadyExists:
             if not self._context.catalog.list_devices():
                 raise

@@ -7,6 +7,7 @@ from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Integrity, NotEnoughCopies, NotFound, TensorkeepError
 from tensorkeep.records.checks import Checks, decode_checks
+from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.digest import blake3_160, blake3_256
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import Manifest, decode_manifest
@@ -99,18 +100,23 @@ def part_table(
     keys = {part: ObjectKey(ObjectKind.PART, checks.digest(part)) for part in sorted(set(parts))}
     found = context.catalog.locate(list(dict.fromkeys(keys.values())))
     facts = {f.id: f for f in context.catalog.list_devices()}
-    rates = {f.id: float(min(f.bandwidth or 1 << 62, f.rate_limit or 1 << 62)) for f in facts.values()}
     return PartTable(
         sizes=manifest.parts,
         checks=checks,
         sources={part: _sources(found.get(key, [])) for part, key in keys.items()},
         devices=context.fleet.readable(),
         names={f.id: f.name for f in facts.values()},
-        rates={device: rate for device, rate in rates.items() if rate < 1 << 62},
+        rates=known_rates(facts.values()),
         confirm_checks=confirm_checks,
         describe=lambda part: describe_part(manifest, part),
         note_damage=note_damage,
     )
+
+
+def known_rates(devices: Iterable[DeviceFacts]) -> dict[str, float]:
+    """Return the bytes per second that devices give, by id, where that is known."""
+    rates = {facts.id: [rate for rate in (facts.bandwidth, facts.rate_limit) if rate] for facts in devices}
+    return {device: float(min(known)) for device, known in rates.items() if known}
 
 
 def _sources(locations: Sequence[Location]) -> list[PartSource]:

@@ -9,16 +9,21 @@ from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.join_file import JoinReport
 from tensorkeep.store.pull import PullReport
 from tensorkeep.store.reports import (
+    DeviceForecast,
     DeviceStatus,
     Diff,
     FileChange,
+    FileForecast,
     FileInfo,
+    FileNote,
     FilePart,
     GcReport,
+    LayerBalance,
     LogEntry,
     ModelSummary,
     Problem,
     Progress,
+    PushForecast,
     PushReport,
     RebuildReport,
     ShortVersion,
@@ -81,6 +86,28 @@ PUSH_REPORT = PushReport(
     why="safetensors files of 3 tensors",
     seconds=2.0,
     warnings=("device nvme1 is nearly full",),
+    notes=(FileNote("old.bin", "it is compressed"),),
+)
+FORECAST = PushForecast(
+    model=MODEL,
+    method="layer",
+    part_size=16 * 2**20,
+    why="layers are scattered over the files",
+    bytes=2_000_000_000,
+    parts=125,
+    new_parts=5,
+    new_packs=2,
+    new_bytes=80_000_000,
+    exact=False,
+    files=(
+        FileForecast("model.safetensors", 1_999_999_000, "safetensors", 2, "", kept=True),
+        FileForecast("old.bin", 1000, "opaque", 0, "it is compressed", kept=False),
+    ),
+    devices=(
+        DeviceForecast("nvme0", 3, 48_000_000, 1_000_000_000, 1.25),
+        DeviceForecast("nvme1", 2, 32_000_000, 900_000_000, 1.0),
+    ),
+    layers=LayerBalance(32, "layers.3", 0.05, 0.93),
 )
 VERSION = Version(
     id=NEW_ID,
@@ -223,6 +250,7 @@ class FakeStore:
             "devices.add": FACTS,
             "devices.list": [DEVICE, DOWN_DEVICE],
             "devices.lost": FACTS,
+            "plan": FORECAST,
             "push": Version(**{**_fields(VERSION), "report": PUSH_REPORT}),
             "pull": PullReport(
                 destination="llama", files=3, bytes=2_000_000_000, written_files=2, unchanged_files=1, load=LOAD_REPORT

@@ -9,6 +9,7 @@ from tensorkeep.store.reports import Diff, GcReport, TensorChange, TensorStats, 
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import (
     DAMAGE,
+    FORECAST,
     LOAD_REPORT,
     MODEL,
     NEW_ID,
@@ -39,6 +40,8 @@ def test_push_passes_every_option_on(run: Run) -> None:
         *(
             "--part-size",
             "16MiB",
+            "--layer-pattern",
+            r"stage(\d+)",
             "--replicas",
             "2",
             "--base",
@@ -58,6 +61,7 @@ def test_push_passes_every_option_on(run: Run) -> None:
             "author": "ada",
             "split": "size",
             "part_size": 16 * 2**20,
+            "layer_pattern": r"stage(\d+)",
             "replicas": 2,
             "ec": None,
             "base": "acme/old@v1",
@@ -67,6 +71,58 @@ def test_push_passes_every_option_on(run: Run) -> None:
         },
     )
     assert ran.code == 0
+
+
+def test_plan_passes_every_option_on(run: Run) -> None:
+    ran = run(
+        *("plan", "./llama", MODEL, "--branch", "dev", "--split", "parts=4", "--part-size", "16MiB", "--replicas", "2"),
+        *("--layer-pattern", r"stage(\d+)", "--base", "acme/old@v1", "--allow-soft", "--allow-degraded", "--rehash"),
+        "--exact",
+    )
+    assert ran.call == (
+        "plan",
+        ("./llama", MODEL),
+        {
+            "branch": "dev",
+            "split": "parts=4",
+            "part_size": 16 * 2**20,
+            "layer_pattern": r"stage(\d+)",
+            "replicas": 2,
+            "base": "acme/old@v1",
+            "allow_soft": True,
+            "allow_degraded": True,
+            "rehash": True,
+            "exact": True,
+        },
+    )
+    assert ran.code == 0
+
+
+def test_plan_needs_no_model(run: Run) -> None:
+    name, words, options = run("plan", "./llama").call
+    assert (name, words) == ("plan", ("./llama", None))
+    assert {k: v for k, v in options.items() if v} == {"branch": "main", "split": "auto"}
+
+
+def test_plan_shows_the_sentence_files_with_notes_layers_and_devices(run: Run) -> None:
+    ran = run("plan", "./llama", MODEL)
+    for text in (
+        "layer, parts of 16MiB: layers are scattered over the files",
+        "125, at most 5 to write (80.0 MB, 2 packs)",
+        "32, 93 % of what even loads would give, slowest layers.3 in 50 ms",
+        "1.25 s, predicted",
+        "unchanged",
+        "it is compressed",
+    ):
+        assert text in ran.out
+    assert ["nvme0", "3", "48.0", "MB", "1.00", "GB", "1.25", "s"] in [line.split() for line in ran.out.splitlines()]
+    ran = run("plan", "./llama", plan=dataclasses.replace(FORECAST, model=None, exact=True, layers=None))
+    assert "125, 5 to write" in ran.out
+    assert "layers  " not in ran.out
+
+
+def test_push_shows_notes_of_files(run: Run) -> None:
+    assert "note     old.bin: it is compressed" in run("push", "./llama", MODEL).out
 
 
 def test_push_leaves_what_was_not_said_to_the_store(run: Run) -> None:

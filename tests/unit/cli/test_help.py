@@ -10,6 +10,7 @@ from tests.unit.cli.conftest import Run
 COMMANDS = (
     *(
         "init",
+        "plan",
         "push",
         "pull",
         "load",

@@ -36,6 +36,7 @@ COMMANDS = {
     "device add": ("device", "add", "nvme0", "file:///mnt/nvme0"),
     "device ls": ("device", "ls"),
     "device lost": ("device", "lost", "nvme0", "--yes"),
+    "plan": ("plan", "./llama", MODEL),
     "push": ("push", "./llama", MODEL),
     "pull": ("pull", MODEL),
     "load": ("load", MODEL),

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tensorkeep.cli.command import MessageOption, ModelArgument, SpecArgument
+from tensorkeep.cli.command import (
+    LayerPatternOption,
+    MessageOption,
+    ModelArgument,
+    PartSizeOption,
+    SpecArgument,
+    SplitOption,
+)
 from tensorkeep.cli.documents import to_plain
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.tables import Block, Facts, Table
@@ -57,15 +64,9 @@ def push(
     author: Annotated[
         str | None, typer.Option("--author", metavar="NAME", help="Who made it. Default: the user.", show_default=False)
     ] = None,
-    split: Annotated[
-        str, typer.Option("--split", metavar="METHOD", help="Where to cut: auto, tensor or size.")
-    ] = "auto",
-    part_size: Annotated[
-        str | None,
-        typer.Option(
-            "--part-size", metavar="SIZE", help="Whole MiB, at most 64MiB. Default: by size.", show_default=False
-        ),
-    ] = None,
+    split: SplitOption = "auto",
+    part_size: PartSizeOption = None,
+    layer_pattern: LayerPatternOption = None,
     replicas: Annotated[
         int | None,
         typer.Option("--replicas", metavar="N", min=1, help="Keep N copies; later pushes do too.", show_default=False),
@@ -106,6 +107,7 @@ def push(
             author=author,
             split=split,
             part_size=size,
+            layer_pattern=layer_pattern,
             replicas=replicas,
             ec=ec,
             base=base,
@@ -272,6 +274,7 @@ def _push_blocks(version: "Version") -> list[Block]:
                 ("policy", version.policy),
                 ("split", f"{report.method}, parts of {exact_size(report.part_size)}: {report.why}"),
                 ("time", f"{human_duration(report.seconds)}{rate}"),
+                *(("note", f"{note.path}: {note.note}") for note in report.notes),
             ]
         )
     ]
