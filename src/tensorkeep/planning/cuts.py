@@ -7,13 +7,28 @@ multiples of the part size; smaller ones are *small items* that go to packs, exc
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tensorkeep.errors import Internal, InvalidInput
-from tensorkeep.formats.protocol import TensorLayout
 from tensorkeep.planning.layers import USUAL_NAMING, Layer, LayerNaming
 from tensorkeep.planning.methods import Method
 from tensorkeep.records.layout import MAX_PART_SIZE_BYTES, MIB, SMALL_ITEM_BYTES
+
+
+class NamedRange(Protocol):
+    """What splitting knows of a tensor: its name, and its bytes ``[start, start + length)``. A reader's or a manifest's will do."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+
+    @property
+    def start(self) -> int:
+        """Its first byte."""
+
+    @property
+    def length(self) -> int:
+        """How many bytes it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +38,7 @@ class SourceFile:
     path: str
     size_bytes: int
     format: str
-    tensors: tuple[TensorLayout, ...]
+    tensors: Sequence[NamedRange]
 
 
 class Run(NamedTuple):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from tensorkeep.formats.protocol import TensorLayout
 from tensorkeep.planning.cuts import SmallItem, SourceFile, list_small_items
 from tensorkeep.planning.layers import NO_NAMING
 from tensorkeep.planning.methods import find_method
@@ -84,8 +83,9 @@ def _index(parent: Parent) -> dict[tuple[object, ...], _Place]:
     for file in parent.manifest.files:
         digests = {(tensor.start, tensor.length): tensor.digest for tensor in file.tensors}
         digests |= {(item.start, item.length): item.digest for item in file.items}
+        source = SourceFile(file.path, file.size_bytes, file.format, file.tensors)
         starts = [0, *accumulate(extent.length for extent in file.extents)]
-        for small in list_small_items([_as_source(file)], method=method, naming=NO_NAMING):
+        for small in list_small_items([source], method=method, naming=NO_NAMING):
             digest = digests.get((small.start, small.length))
             place = _place(file, starts, small)
             if digest is None or place is None or place.part in parent.lost:
@@ -103,8 +103,3 @@ def _place(file: File, starts: Sequence[int], item: SmallItem) -> _Place | None:
     if skipped + item.length > extent.length:
         return None
     return _Place(extent.part, extent.start + skipped)
-
-
-def _as_source(file: File) -> SourceFile:
-    tensors = (TensorLayout(t.name, t.dtype, t.shape, t.strides, t.start, t.length) for t in file.tensors)
-    return SourceFile(file.path, file.size_bytes, file.format, tuple(tensors))
