@@ -221,8 +221,8 @@ def array_of(file: bytes, layout: TensorLayout) -> Any:
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    tensor = tensor.detach().contiguous()
-    return bytes(tensor.reshape(-1).view(torch.uint8).tolist()) if tensor.numel() else b""
+    tensor = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return bytes(tensor.view(torch.uint8).tolist()) if tensor.numel() else b""
 
 
 def test_the_seeds_are_right_and_torch_reads_them() -> None:

@@ -493,7 +493,14 @@ def test_endless_walks_end_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more than 10 tensors" in read(archive(program(many))).note
     monkeypatch.setattr(torch_tree, "MAX_NAME_CHARACTERS", 1000)
     long = text("k" * 300) + b"q\0"
-    assert "too long" in read(archive(program(b"}(" + long + a_dict(h=b"]", i=b"]", j=b"]", k=b"]") + b"u"))).note
+    assert (
+        "too long"
+        in read(
+            archive(
+                program(b"}(" + long + a_dict(h=a_list(b"N"), i=a_list(b"N"), j=a_list(b"N"), k=a_list(b"N")) + b"u")
+            )
+        ).note
+    )
 
 
 def test_a_shared_dictionary_gives_each_of_its_names() -> None:
