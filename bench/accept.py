@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -17,29 +16,14 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
 import tensorkeep
+from bench.figures import Figure
 from bench.rounds import Contender, copy_and_sync, make_warm, measure
+from bench.structure import structure_figures
 from bench.work import WORK, get_model, new_store, remove
 
 MODEL = "bench/model"
 RATE_LIMIT = 40_000_000
 DEVICES = 3
-
-
-class Figure(NamedTuple):
-    """A measured figure and its bar: at most it, or at least it where ``at_least``; None where nothing was promised yet."""
-
-    question: str
-    value: float
-    bar: float | None
-    unit: str
-    at_least: bool = False
-
-    @property
-    def holds(self) -> bool:
-        """Whether the bar is reached, where there is one."""
-        if self.bar is None:
-            return True
-        return self.value >= self.bar if self.at_least else self.value <= self.bar
 
 
 def push_against_copy(source: Path, rounds: int) -> Figure:
@@ -116,6 +100,7 @@ def main() -> None:
         push_against_copy(source, words.rounds),
         unchanged_push(source, words.rounds),
         striping(words.rounds),
+        *structure_figures(words.rounds),
     ]
     for name in ("accept", "accept-1", f"accept-{DEVICES}"):
         remove(name)
