@@ -135,17 +135,18 @@ def assert_numpy_agrees(data: bytes, structure: FileStructure) -> int:
             archive = np.load(io.BytesIO(data))
         except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError):
             return 0
-        for tensor in structure.tensors:
-            try:
-                expected = archive[tensor.name]
-            except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError):
-                continue  # a checksum, which is not read here
-            stored = data[tensor.start : tensor.start + tensor.length]
-            dtype = get_dtype(tensor.dtype).numpy
-            strides = tensor.strides and [stride * dtype.itemsize for stride in tensor.strides]
-            ours: Any = np.ndarray(tensor.shape, dtype, stored, strides=strides)
-            assert (ours.dtype, ours.shape, ours.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
-            found += 1
+        with archive:
+            for tensor in structure.tensors:
+                try:
+                    expected = archive[tensor.name]
+                except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError):
+                    continue  # a checksum, which is not read here
+                stored = data[tensor.start : tensor.start + tensor.length]
+                dtype = get_dtype(tensor.dtype).numpy
+                strides = tensor.strides and [stride * dtype.itemsize for stride in tensor.strides]
+                ours: Any = np.ndarray(tensor.shape, dtype, stored, strides=strides)
+                assert (ours.dtype, ours.shape, ours.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
+                found += 1
     return found
 
 

@@ -91,6 +91,11 @@ def test_every_dtype_shape_and_order_is_read_as_numpy_reads_it(dtype: str, fortr
         assert (tensor.strides is None) == (not fortran or c_too)
 
 
+def test_an_array_without_elements_has_no_strides_whatever_its_header_says() -> None:
+    (tensor,) = read(simple(order="True", shape="(3, 0, 2)", data=b"")).tensors
+    assert tensor == TensorLayout("w", "F32", (3, 0, 2), None, tensor.start, 0)
+
+
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 def test_every_version_of_the_format_is_read(version: tuple[int, int]) -> None:
     data = saved(filled("<f4", (3, 4)), version)
