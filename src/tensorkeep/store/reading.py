@@ -4,14 +4,14 @@ Every verb that reads a version ends here. A `VersionReader` serves one call of 
 report, against one deadline and on one bar of progress.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
 from tensorkeep.errors import InvalidInput
-from tensorkeep.planning.read_plan import PartRange
+from tensorkeep.planning.read_plan import ExtentMap, PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
-from tensorkeep.records.manifest import Extent, Manifest
+from tensorkeep.records.manifest import Manifest
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.progress import ByteProgress
@@ -74,10 +74,9 @@ class VersionReader:
 
     def read_boxes(self, boxes: Sequence[Box]) -> None:
         """Fill the destinations of boxes; see `transfer.reader.read_boxes`."""
-        parts = {extent.part for box in boxes for extent in _extents_of(box)}
         report = read_boxes(
             boxes,
-            parts=self._table(parts),
+            parts=self._table(_parts_of(boxes)),
             verify=self.verify,
             deadline_s=self._left_s(),
             memory_limit_bytes=self._memory_limit_bytes,
@@ -122,11 +121,13 @@ class VersionReader:
             self.progress.count(size_bytes)
 
 
-def _extents_of(box: Box) -> Iterator[Extent]:
-    """Yield the extents of a box's file that its tensor touches."""
-    position = 0
-    start, end = box.tensor.start, box.tensor.start + box.tensor.length
-    for extent in box.file.extents:
-        if position < end and position + extent.length > start:
-            yield extent
-        position += extent.length
+def _parts_of(boxes: Iterable[Box]) -> set[int]:
+    """Return the parts that the tensors of boxes touch."""
+    maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
+    parts: set[int] = set()
+    for box in boxes:
+        extents = maps.get(id(box.file))
+        if extents is None:
+            extents = maps[id(box.file)] = ExtentMap(box.file.extents)
+        parts.update(piece.part for piece in extents.pieces(box.tensor.start, box.tensor.length, 0))
+    return parts
