@@ -227,7 +227,7 @@ def test_a_folder_of_shards_becomes_one_that_its_index_fits(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rest = {"ln": np.arange(9, dtype=np.int64)}
-    structure, data = array_file(rest, "pytorch")
+    structure, data = array_file(rest, "npz")  # push checks the names in shards of PyTorch
     first, second = "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"
     know(monkeypatch, {f"sub/{first}": TIED, f"sub/{second}": structure})
     weight_map = dict.fromkeys(ARRAYS, first) | {"ln": second, "_extra_state": second}

@@ -72,6 +72,9 @@ def write(plan: ExportPlan, limit: int) -> bytes:
     """Return the file that a plan means, each box landed by the code that loads land by."""
     data = bytearray(plan.size_bytes)
     data[: len(plan.header)] = plan.header
+    for _, tensor, start in plan.tensors:
+        if tensor.strides is None:
+            data[start : start + tensor.length] = tensor_bytes(tensor)
     for batch in plan_batches(plan, limit_bytes=limit):
         read = b"".join(box_bytes(box.placed.file, box.placed.tensor, box.starts, box.sizes) for box in batch)
         assert len(read) <= limit

@@ -1,4 +1,4 @@
-"""How tensors of any format go into one safetensors file: which are written, where, and in what batches they are read.
+"""How tensors of any format go into one safetensors file: which are written and where, and how strided ones are read.
 
 The format keeps names, dtypes and bytes, and neither strides nor sharing. So a strided tensor is written in C order; names of
 one and the same tensor (a tie) become one tensor, and the others are noted in the metadata as ``safetensors.torch.save_model``
@@ -98,14 +98,14 @@ def merge_metadata(found: Sequence[Mapping[str, str]]) -> dict[str, str] | None:
 
 
 def plan_batches(plan: ExportPlan, *, limit_bytes: int) -> Iterator[list[BoxRead]]:
-    """Yield what is read together, in the file's order: whole tensors up to the limit, a larger one in several boxes.
+    """Yield what is read together of the strided tensors, in the file's order: a large one in several boxes.
 
     A batch needs as many bytes as its boxes' lengths add up to, never more than the limit.
     """
     batch: list[BoxRead] = []
     size = 0
     for placed in plan.tensors:
-        for box in _cut(placed, limit_bytes):
+        for box in _cut(placed, placed.tensor.strides, limit_bytes) if placed.tensor.strides else ():
             if size + box.length > limit_bytes:
                 yield batch
                 batch, size = [], 0
@@ -172,17 +172,15 @@ def _array_shape(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return dtype.numpy.itemsize, packed_shape(tensor.shape, dtype)
 
 
-def _cut(placed: Placed, limit_bytes: int) -> Iterator[BoxRead]:
+def _cut(placed: Placed, strides: tuple[int, ...], limit_bytes: int) -> Iterator[BoxRead]:
     """Yield boxes that cover a tensor, each within the limit and near to one run of bytes of the source.
 
-    In C order they are runs of rows. Of a strided tensor, rows would each reach over all of its bytes, so the dimensions are
-    taken by their strides.
+    Rows would each reach over all bytes of a transposed matrix, so the dimensions are cut by their strides.
     """
     item, shape = _array_shape(placed.tensor)
     if not math.prod(shape):
         return
-    strides = placed.tensor.strides
-    order = sorted(range(len(shape)), key=lambda axis: -strides[axis]) if strides else list(range(len(shape)))
+    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
     below, depth = item, len(order)
     while depth and below * shape[order[depth - 1]] <= limit_bytes:
         depth -= 1

@@ -10,16 +10,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound
-from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.copying import Copies
 from tensorkeep.store.local_files import UnfinishedFile, open_unfinished, translate_os_error
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.pull_outputs import ConvertedFile, CopiedFile, MadeFile, Output, plan_conversion
 from tensorkeep.store.reading import VersionReader, choose_verify
 from tensorkeep.store.reports import ProgressCallback
-from tensorkeep.store.saving import write_export
+from tensorkeep.store.saving import add_export, write_strided
 from tensorkeep.store.structure import open_checks
 from tensorkeep.transfer.report import LoadReport, Verify
 
@@ -139,31 +139,17 @@ def _open_target(context: StoreContext, output: Output, destination: Path) -> _T
 
 
 def _write(targets: Sequence[_Target], reader: VersionReader) -> None:
-    """Write all bytes of all files: those that are copied at once, then the converted ones, each from all devices."""
-    ranges: list[PartRange] = []
-    places: list[tuple[UnfinishedFile, int]] = []
+    """Write all bytes of all files: what is copied at once, then tensors that are laid out anew, file by file."""
+    copies = Copies()
     for target in targets:
-        if isinstance(target.output, CopiedFile):
-            _add_ranges(target.output.file, target.unfinished, ranges, places)
-
-    def write(part_range: PartRange, data: memoryview) -> None:
-        unfinished, offset = places[part_range.key]
-        unfinished.write_at(data, offset)
-
-    reader.read_ranges(ranges, write)
+        output, unfinished = target.output, target.unfinished
+        if isinstance(output, CopiedFile):
+            copies.add(output.file, 0, output.file.size_bytes, unfinished, 0)
+        elif isinstance(output, ConvertedFile):
+            add_export(output.plan, unfinished, copies)
+        elif isinstance(output, MadeFile):
+            unfinished.write_at(memoryview(output.data), 0)
+    copies.run(reader)
     for target in targets:
-        if isinstance(target.output, MadeFile):
-            target.unfinished.write_at(memoryview(target.output.data), 0)
-        elif isinstance(target.output, ConvertedFile):
-            write_export(target.output.plan, target.unfinished, reader)
-
-
-def _add_ranges(
-    file: File, unfinished: UnfinishedFile, ranges: list[PartRange], places: list[tuple[UnfinishedFile, int]]
-) -> None:
-    """Add the part ranges to read for a file, and for each (by key) where it goes."""
-    offset = 0
-    for extent in file.extents:
-        ranges.append(PartRange(extent.part, extent.start, extent.length, key=len(places)))
-        places.append((unfinished, offset))
-        offset += extent.length
+        if isinstance(target.output, ConvertedFile):
+            write_strided(target.output.plan, target.unfinished, reader)

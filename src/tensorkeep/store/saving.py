@@ -1,7 +1,7 @@
 """Tensors of a version written as one safetensors file, in bounded memory, whole or not at all.
 
-What goes where is planned before (`planning.export`). A batch of tensors is read from all devices at once, every block
-verified, then written; batches follow each other in the order of the file.
+What goes where is planned before (`planning.export`). Tensors in C order are byte ranges, copied from all devices at once like
+files (`copying`); strided ones are then read a batch at a time into C order and written.
 """
 
 import os
@@ -25,6 +25,7 @@ from tensorkeep.planning.export import (
 )
 from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.runtime import Runtime
+from tensorkeep.store.copying import Copies
 from tensorkeep.store.local_files import UnfinishedFile, open_unfinished, translate_os_error
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reading import VersionReader
@@ -35,7 +36,7 @@ from tensorkeep.transfer.memory import allocate
 from tensorkeep.transfer.report import LoadReport
 
 BATCH_BYTES = 128 << 20
-"""Most bytes of tensors that are in memory at once; the buffers of the reads come on top."""
+"""Most bytes of strided tensors that are in memory at once; the buffers of the reads come on top."""
 
 PYTORCH = "pytorch"
 
@@ -80,7 +81,10 @@ def save_tensors(
     try:
         output = open_unfinished(path, plan.size_bytes, runtime)
         try:
-            write_export(plan, output, reader)
+            copies = Copies()
+            add_export(plan, output, copies)
+            copies.run(reader)
+            write_strided(plan, output, reader)
             output.publish(force=force, verb="save")
         finally:
             output.discard()
@@ -98,16 +102,24 @@ def save_tensors(
     )
 
 
-def write_export(plan: ExportPlan, output: UnfinishedFile, reader: VersionReader) -> None:
-    """Write all bytes of a planned file.
+def add_export(plan: ExportPlan, output: UnfinishedFile, copies: Copies) -> None:
+    """Write the header of a planned file, and have its tensors in C order copied."""
+    output.write_at(memoryview(plan.header), 0)
+    for file, tensor, start in plan.tensors:
+        if tensor.strides is None:
+            copies.add(file, tensor.start, tensor.length, output, start)
+
+
+def write_strided(plan: ExportPlan, output: UnfinishedFile, reader: VersionReader) -> None:
+    """Write the tensors of a planned file that are not in C order where they lie now.
 
     Raises:
         Integrity: bytes are damaged on every device that has them.
         NotEnoughCopies: no device that has some bytes can be read.
     """
-    output.write_at(memoryview(plan.header), 0)
-    buffer = allocate(min(BATCH_BYTES, plan.data_bytes))
+    buffer = memoryview(b"")
     for batch in plan_batches(plan, limit_bytes=BATCH_BYTES):
+        buffer = buffer or allocate(min(BATCH_BYTES, plan.data_bytes))
         reader.read_boxes(_boxes(batch, buffer))
         output.write_all((buffer[run.at : run.at + run.length], run.start) for run in plan_runs(batch))
 
