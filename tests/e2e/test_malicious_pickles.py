@@ -21,173 +21,44 @@ from tests.unit.formats.torch_files import a_dict, archive, program, tensor
 AUDITOR = Path(__file__).with_name("pickle_auditor.py")
 
 # Module and name as a pickle has them.
-GADGETS = [
-    "os.system",
-    "posix.system",
-    "nt.system",
-    "os.popen",
-    "os.execv",
-    "os.execvp",
-    "os.spawnv",
-    "os.posix_spawn",
-    "os.fork",
-    "os.remove",
-    "os.startfile",
-    "pty.spawn",
-    "builtins.eval",
-    "builtins.exec",
-    "builtins.compile",
-    "builtins.getattr",
-    "builtins.setattr",
-    "builtins.globals",
-    "builtins.__import__",
-    "builtins.open",
-    "builtins.breakpoint",
-    "builtins.apply",
-    "builtins.vars",
-    "builtins.map",
-    "builtins.type",
-    "__builtin__.eval",
-    "__builtin__.exec",
-    "__builtin__.execfile",
-    "__builtin__.compile",
-    "__builtin__.getattr",
-    "__builtin__.globals",
-    "__builtin__.apply",
-    "__builtin__.__import__",
-    "__builtin__.file",
-    "subprocess.run",
-    "subprocess.Popen",
-    "subprocess.call",
-    "subprocess.check_output",
-    "subprocess.getoutput",
-    "commands.getoutput",
-    "socket.create_connection",
-    "socket.socket",
-    "http.client.HTTPSConnection",
-    "httplib.HTTPSConnection",
-    "requests.api.get",
-    "aiohttp.client.ClientSession",
-    "urllib.request.urlopen",
-    "urllib.request.urlretrieve",
-    "urllib.urlopen",
-    "webbrowser.open",
-    "ssl.get_server_certificate",
-    "linecache.getline",
-    "smtplib.SMTP",
-    "ftplib.FTP",
-    "sys.exit",
-    "sys.modules",
-    "sys.settrace",
-    "pickle.loads",
-    "pickle.load",
-    "_pickle.loads",
-    "cPickle.loads",
-    "marshal.loads",
-    "dill.loads",
-    "cloudpickle.loads",
-    "joblib.load",
-    "shelve.open",
-    "types.CodeType",
-    "types.FunctionType",
-    "types.LambdaType",
-    "operator.attrgetter",
-    "operator.methodcaller",
-    "operator.itemgetter",
-    "_operator.attrgetter",
-    "functools.partial",
-    "functools.reduce",
-    "importlib.import_module",
-    "importlib._bootstrap._gcd_import",
-    "runpy._run_code",
-    "runpy.run_path",
-    "imp.load_source",
-    "bdb.Bdb",
-    "bdb.Bdb.run",
-    "pdb.run",
-    "code.InteractiveInterpreter.runcode",
-    "code.interact",
-    "codeop.compile_command",
-    "pip.main",
-    "pip._internal.main",
-    "venv.create",
-    "ensurepip._run_pip",
-    "torch.load",
-    "torch.hub.load",
-    "torch._inductor.codecache.compile_file",
-    "torch.serialization.load",
-    "torch.storage._load_from_bytes",
-    "torch.utils.bottleneck.__main__.run_cprofile",
-    "torch.utils.bottleneck.__main__.run_autograd_prof",
-    "torch._dynamo.guards.GuardBuilder.get",
-    "torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression",
-    "torch.utils.collect_env.run",
-    "torch.utils.collect_env.run_and_read_all",
-    "torch.utils.data.datapipes.utils.decoder.basichandlers",
-    "torch.jit.unsupported_tensor_ops.execWrapper",
-    "torch.utils._config_module.ConfigModule.load_config",
-    "torch.utils.cpp_extension.load_inline",
-    "torch.distributed.rpc.internal._run_function",
-    "torch._C._jit_get_operation",
-    "torch.ops.load_library",
-    "torch.compile",
-    "torch.jit.load",
-    "torch.jit._pickle.build_intlist",
-    "torch.package.PackageImporter",
-    "numpy.testing._private.utils.runstring",
-    "numpy.load",
-    "numpy.f2py.crackfortran.myeval",
-    "numpy.f2py.crackfortran.getlincoef",
-    "pydoc.pipepager",
-    "pydoc.locate",
-    "timeit.timeit",
-    "timeit.Timer",
-    "trace.Trace.run",
-    "trace.Trace.runctx",
-    "profile.Profile.run",
-    "profile.Profile.runctx",
-    "cProfile.run",
-    "cProfile.runctx",
-    "doctest.debug_script",
-    "unittest.main",
-    "lib2to3.pgen2.grammar.Grammar.loads",
-    "lib2to3.pgen2.pgen.ParserGenerator.make_label",
-    "idlelib.debugobj.ObjectTreeItem.SetText",
-    "idlelib.autocomplete.AutoComplete.get_entity",
-    "idlelib.autocomplete.AutoComplete.fetch_completions",
-    "idlelib.calltip.Calltip.fetch_tip",
-    "idlelib.calltip.get_entity",
-    "idlelib.run.Executive.runcode",
-    "idlelib.pyshell.ModifiedInterpreter.runcommand",
-    "idlelib.pyshell.ModifiedInterpreter.runcode",
-    "asyncio.unix_events._UnixSubprocessTransport._start",
-    "asyncio.subprocess.create_subprocess_shell",
-    "distutils.file_util.write_file",
-    "shutil.rmtree",
-    "shutil.move",
-    "shutil.copy",
-    "pathlib.Path.write_text",
-    "tempfile.mktemp",
-    "logging.config.fileConfig",
-    "logging.FileHandler",
-    "ctypes.CDLL",
-    "ctypes.cdll.LoadLibrary",
-    "cffi.FFI",
-    "multiprocessing.Process",
-    "threading.Thread",
-    "concurrent.futures.thread.ThreadPoolExecutor",
-    "signal.raise_signal",
-    "gc.get_objects",
-    "inspect.getattr_static",
-    "copyreg.__newobj__",
-    "copyreg._reconstructor",
-    "copy_reg._reconstructor",
-    "collections.namedtuple",
-    "uuid._get_command_stdout",
-    "_osx_support._read_output",
-    "_aix_support._read_cmd_output",
-    "_pyrepl.pager.pipe_pager",
-]
+_NAMES = """
+os.system posix.system nt.system os.popen os.execv os.execvp os.spawnv os.posix_spawn os.fork os.remove os.startfile
+pty.spawn builtins.eval builtins.exec builtins.compile builtins.getattr builtins.setattr builtins.globals
+builtins.__import__ builtins.open builtins.breakpoint builtins.apply builtins.vars builtins.map builtins.type
+__builtin__.eval __builtin__.exec __builtin__.execfile __builtin__.compile __builtin__.getattr __builtin__.globals
+__builtin__.apply __builtin__.__import__ __builtin__.file subprocess.run subprocess.Popen subprocess.call
+subprocess.check_output subprocess.getoutput commands.getoutput socket.create_connection socket.socket
+http.client.HTTPSConnection httplib.HTTPSConnection requests.api.get aiohttp.client.ClientSession
+urllib.request.urlopen urllib.request.urlretrieve urllib.urlopen webbrowser.open ssl.get_server_certificate
+linecache.getline smtplib.SMTP ftplib.FTP sys.exit sys.modules sys.settrace pickle.loads pickle.load _pickle.loads
+cPickle.loads marshal.loads dill.loads cloudpickle.loads joblib.load shelve.open types.CodeType types.FunctionType
+types.LambdaType operator.attrgetter operator.methodcaller operator.itemgetter _operator.attrgetter functools.partial
+functools.reduce importlib.import_module importlib._bootstrap._gcd_import runpy._run_code runpy.run_path
+imp.load_source bdb.Bdb bdb.Bdb.run pdb.run code.InteractiveInterpreter.runcode code.interact codeop.compile_command
+pip.main pip._internal.main venv.create ensurepip._run_pip torch.load torch.hub.load
+torch._inductor.codecache.compile_file torch.serialization.load torch.storage._load_from_bytes
+torch.utils.bottleneck.__main__.run_cprofile torch.utils.bottleneck.__main__.run_autograd_prof
+torch._dynamo.guards.GuardBuilder.get torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression
+torch.utils.collect_env.run torch.utils.collect_env.run_and_read_all
+torch.utils.data.datapipes.utils.decoder.basichandlers torch.jit.unsupported_tensor_ops.execWrapper
+torch.utils._config_module.ConfigModule.load_config torch.utils.cpp_extension.load_inline
+torch.distributed.rpc.internal._run_function torch._C._jit_get_operation torch.ops.load_library torch.compile
+torch.jit.load torch.jit._pickle.build_intlist torch.package.PackageImporter numpy.testing._private.utils.runstring
+numpy.load numpy.f2py.crackfortran.myeval numpy.f2py.crackfortran.getlincoef pydoc.pipepager pydoc.locate
+timeit.timeit timeit.Timer trace.Trace.run trace.Trace.runctx profile.Profile.run profile.Profile.runctx cProfile.run
+cProfile.runctx doctest.debug_script unittest.main lib2to3.pgen2.grammar.Grammar.loads
+lib2to3.pgen2.pgen.ParserGenerator.make_label idlelib.debugobj.ObjectTreeItem.SetText
+idlelib.autocomplete.AutoComplete.get_entity idlelib.autocomplete.AutoComplete.fetch_completions
+idlelib.calltip.Calltip.fetch_tip idlelib.calltip.get_entity idlelib.run.Executive.runcode
+idlelib.pyshell.ModifiedInterpreter.runcommand idlelib.pyshell.ModifiedInterpreter.runcode
+asyncio.unix_events._UnixSubprocessTransport._start asyncio.subprocess.create_subprocess_shell
+distutils.file_util.write_file shutil.rmtree shutil.move shutil.copy pathlib.Path.write_text tempfile.mktemp
+logging.config.fileConfig logging.FileHandler ctypes.CDLL ctypes.cdll.LoadLibrary cffi.FFI multiprocessing.Process
+threading.Thread concurrent.futures.thread.ThreadPoolExecutor signal.raise_signal gc.get_objects
+inspect.getattr_static copyreg.__newobj__ copyreg._reconstructor copy_reg._reconstructor collections.namedtuple
+uuid._get_command_stdout _osx_support._read_output _aix_support._read_cmd_output _pyrepl.pager.pipe_pager
+"""
+GADGETS = _NAMES.split()
 
 COMMAND = "touch {marker}"
 CODE = "__import__('os').system('touch {marker}')"
@@ -337,27 +208,13 @@ def test_every_malicious_file_is_opaque_and_names_what_it_needs(audit: Audit) ->
         assert format_name == ("pytorch" if harmless and not note else "opaque"), name
 
 
-HARMFUL = (
-    *("exec", "compile", "import", "marshal.loads", "pickle.find_class", "code.__new__", "ctypes", "socket"),
-    *(
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.posix_spawn",
-        "os.spawn",
-        "os.startfile",
-        "subprocess",
-        "pty",
-        "shutil",
-        "urllib",
-    ),
-    *(
-        "webbrowser",
-        "sys.settrace",
-        "builtins.breakpoint",
-        "builtins.input",
-    ),
-)
+_EVENTS = """
+exec compile import marshal.loads pickle.find_class code.__new__ ctypes socket os.system os.exec os.fork
+os.posix_spawn os.spawn os.startfile subprocess pty shutil urllib webbrowser sys.settrace builtins.breakpoint
+builtins.input
+"""
+HARMFUL = tuple(_EVENTS.split())
+"""How events begin that a payload would cause, and that neither a push nor a show does once their modules are imported."""
 
 
 @pytest.mark.parametrize("step", ["push", "show", "load"])
