@@ -94,6 +94,9 @@ def parse_layer_pattern(text: str | None) -> LayerNaming:
     return LayerNaming(pattern)
 
 
+@lru_cache(
+    maxsize=1 << 17
+)  # a plan asks three times for each tensor: to choose, to cut, to tell how layers are balanced
 def usual_role(name: str) -> Role:
     """Return the layer and expert of a name, as the usual families have them; components end at ``.`` or ``/``."""
     number = _FIRST_NUMBER.search(name)

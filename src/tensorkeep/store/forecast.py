@@ -5,7 +5,7 @@ reads and hashes everything, as a push does, and knows.
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -150,17 +150,16 @@ def _measure_layers(
 ) -> LayerBalance | None:
     """Return how evenly layers lie on devices, None where no tensor's name tells a layer."""
     sources = {part: copies.after_push(part)[index] for part, index in choice.copies.items()}
-    layers: dict[Layer, Counter[str]] = {}
+    layers: defaultdict[Layer, Counter[str]] = defaultdict(Counter)
     for path, structure in _structures(plan).items():
         extents = ExtentMap(parts.extents[path])
         for tensor in structure.tensors:
             layer = naming.role_of(tensor.name).layer
             if layer is None:
                 continue
-            load = layers.setdefault(layer, Counter())
             for piece in extents.pieces(tensor.start, tensor.length, 0):
                 if piece.part in sources:
-                    load[sources[piece.part]] += piece.length
+                    layers[layer][sources[piece.part]] += piece.length
     speeds = {device: size / choice.seconds[device] for device, size in choice.bytes.items() if size}
     seconds = {
         layer: max((size / speeds[device] for device, size in load.items()), default=0.0)
