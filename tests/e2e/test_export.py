@@ -13,6 +13,7 @@ from safetensors import safe_open
 from tensorkeep import AlreadyExists, Integrity, InvalidInput, NotFound, PermissionDenied, Unavailable
 from tensorkeep.formats import registry
 from tensorkeep.formats.protocol import ByteSource, FileStructure, TensorLayout
+from tensorkeep.runtime import ManualClock, Runtime
 from tensorkeep.store import saving
 from tensorkeep.store.reports import Progress
 from tests.e2e.conftest import CommandLine, Models, StoreFactory
@@ -142,6 +143,28 @@ def test_a_file_made_meanwhile_is_kept(workshop: Workshop, tmp_path: Path) -> No
     with pytest.raises(AlreadyExists, match="was made during the save"):
         workshop.store.model("export/race").save(out, progress=interfere)
     assert read_tree(tmp_path) == {"out.safetensors": b"theirs"}
+
+
+class SlowClock(ManualClock):
+    """A clock on which every look costs a second."""
+
+    def monotonic_s(self) -> float:
+        self.advance(1.0)
+        return super().monotonic_s()
+
+
+def test_a_deadline_ends_a_save_that_reads_more_than_once(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    know(monkeypatch, {"pytorch_model.bin": TIED})
+    workshop.store.push(write_tree(tmp_path / "in", {"pytorch_model.bin": TIED_BYTES}), "export/deadline")
+    model = workshop.open(runtime=Runtime(clock=SlowClock())).model("export/deadline")
+    took_s = model.save(tmp_path / "out.safetensors", deadline_s=1e6).load.seconds
+    (tmp_path / "out.safetensors").unlink()
+    for deadline_s in (0.5, took_s / 2):  # in the first read, and in it or after it
+        with pytest.raises(Unavailable, match="deadline of"):
+            model.save(tmp_path / "out.safetensors", deadline_s=deadline_s)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_progress_of_a_save_reaches_the_end(models: Models, workshop: Workshop, tmp_path: Path) -> None:

@@ -199,11 +199,19 @@ def test_load_to_a_file_shows_the_file_the_ties_and_the_devices(run: Run, words:
     assert f"{MODEL} ({NEW_ID[:12]}): 2 tensors, 2.00 GB" in ran.out
 
 
-@pytest.mark.parametrize("words", [("out.safetensors",), ("--to", "safetensors")], ids=["no format", "no file"])
-def test_a_file_and_its_format_go_together(run: Run, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("out.safetensors",), "--to safetensors"),
+        (("--to", "safetensors"), "--to safetensors"),
+        (("out.safetensors", "--to", "safetensors", "--framework", "torch"), "leave one of them out"),
+    ],
+    ids=["no format", "no file", "arrays too"],
+)
+def test_a_file_and_its_format_go_together(run: Run, words: tuple[str, ...], message: str) -> None:
     ran = run("load", MODEL, *words)
     assert ran.code == 2
-    assert "--to safetensors" in ran.err
+    assert message in ran.err
 
 
 def test_load_shows_the_time_of_each_device_and_the_slowest(run: Run) -> None:

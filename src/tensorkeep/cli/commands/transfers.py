@@ -212,6 +212,8 @@ def load(
     """
     if (out is None) != (to is None):
         raise InvalidInput("--to and the file OUT go together: load MODEL OUT --to safetensors")
+    if to is not None and framework != "numpy":
+        raise InvalidInput("--framework makes arrays, and --to a file: leave one of them out")
     if out is not None:
         _save(session, spec, out, include=include or None, force=force, verify=verify, table=report)
         return
