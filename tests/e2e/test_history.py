@@ -255,6 +255,6 @@ def test_space_adds_up(workshop: Workshop, tmp_path: Path) -> None:
         for path, size in workshop.objects(name).items()
         if path.startswith("parts/")
     }
-    shared = usage.rows[0].part_bytes - usage.rows[0].exclusive_bytes
+    shared = usage.rows[0].shared_bytes
     assert sum(parts.values()) == shared + sum(row.exclusive_bytes for row in usage.rows)
     assert [row.version for row in store.du("acme/m@v1").rows] == [versions[0].id]

@@ -278,6 +278,18 @@ class StoreMachine(RuleBasedStateMachine):
         for (model, branch), version in self.branches.items():
             assert [entry.id for entry in self.store.log(f"{model}@{branch}")] == self.history(version)
 
+    @invariant()
+    def check_space(self) -> None:
+        """Each version's parts are shared with others or its own, as the parts of their manifests say."""
+        held = {version: parts_of(self.store, f"{made.model}@{version}") for version, made in self.versions.items()}
+        rows = {row.version: row for row in self.store.du().rows}
+        assert rows.keys() == held.keys()
+        for version, parts in held.items():
+            others = {digest for other, found in held.items() if other != version for digest in found}
+            assert rows[version].part_bytes == sum(parts.values())
+            assert rows[version].shared_bytes == sum(size for digest, size in parts.items() if digest in others)
+            assert rows[version].exclusive_bytes == sum(size for digest, size in parts.items() if digest not in others)
+
     def history(self, version: str) -> list[str]:
         """Return a version and its ancestors; a removed one is the last."""
         found = [version]
@@ -288,6 +300,13 @@ class StoreMachine(RuleBasedStateMachine):
     def pick(self, choice: int) -> str:
         """Return one of the versions that live."""
         return sorted(self.versions)[choice % len(self.versions)]
+
+
+def parts_of(store: Store, spec: str) -> dict[bytes, int]:
+    """Return the parts of a version: digest → size in bytes."""
+    model = store.model(spec)
+    checks = model._open_checks()
+    return {checks.digest(number): size for number, size in enumerate(model.manifest.parts)}
 
 
 def machine_in(folder: Path) -> type[StoreMachine]:

@@ -17,6 +17,7 @@ _COMPUTED = (
     "short_id",
     "parameters",
     "changed_fraction",
+    "shared_bytes",
     "rate_bytes_per_s",
     "slowest_seconds",
     "load_seconds",

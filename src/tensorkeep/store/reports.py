@@ -360,13 +360,18 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """Space of one version: ``logical`` its files, ``parts`` its parts (each once), ``exclusive`` those nothing else uses."""
+    """Space of one version: ``logical`` its files, ``part`` its parts (each once), ``exclusive`` those nothing else uses."""
 
     model: str
     version: str
     logical_bytes: int
     part_bytes: int
     exclusive_bytes: int
+
+    @property
+    def shared_bytes(self) -> int:
+        """Parts that another version, of any model, uses too."""
+        return self.part_bytes - self.exclusive_bytes
 
 
 @dataclass(frozen=True, slots=True)

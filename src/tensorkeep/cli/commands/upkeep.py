@@ -54,7 +54,8 @@ def verify(session: Session, spec: OptionalSpec = None) -> None:
 def du(session: Session, spec: OptionalSpec = None) -> None:
     """Show the space that versions and devices take.
 
-    FILES is the size of a version's files, PARTS that of its parts, ALONE what no other version uses.
+    FILES is the size of a version's files, PARTS that of its parts, each once. Of these, SHARED are used by another version too,
+    and ALONE by this one only: what gc frees once it is removed.
     """
     with session.store() as store:
         report = store.du(spec)
@@ -66,13 +67,14 @@ def du(session: Session, spec: OptionalSpec = None) -> None:
                 r.version[:12],
                 human_size(r.logical_bytes),
                 human_size(r.part_bytes),
+                human_size(r.shared_bytes),
                 human_size(r.exclusive_bytes),
             )
             for r in report.rows
         ]
         devices = [(name, human_size(size)) for name, size in sorted(report.device_bytes.items())]
         return [
-            Table(("MODEL", "VERSION", ">FILES", ">PARTS", ">ALONE"), rows, empty="no versions"),
+            Table(("MODEL", "VERSION", ">FILES", ">PARTS", ">SHARED", ">ALONE"), rows, empty="no versions"),
             Table(("DEVICE", ">STORED"), devices, empty="no devices"),
             Facts(
                 [
