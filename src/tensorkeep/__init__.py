@@ -274,10 +274,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _folder(location: "str | os.PathLike[str] | None") -> Path:
-    text = os.fspath(location) if location is not None else os.environ.get("TENSORKEEP_STORE", "")
-    if "://" in text:
-        raise InvalidInput(f"{text!r}: this version opens stores in folders; give a path", store=text)
-    return Path(text or "~/.tensorkeep").expanduser().absolute()
+    from tensorkeep.store.places import find_folder  # noqa: PLC0415 - imports are lazy
+
+    return find_folder(location, os.environ)
 
 
 def _cache_root() -> Path:

@@ -70,6 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.versions: dict[str, Made] = {}
         self.branches: dict[tuple[str, str], str] = {}
         self.tags: dict[tuple[str, str], str] = {}
+        self.parts: dict[str, dict[bytes, int]] = {}  # of versions that were looked at: parts never change
         self.flipped: list[Flipped] = []
         self.thin = False  # some objects have one copy only, since a device was lost
 
@@ -281,7 +282,9 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def check_space(self) -> None:
         """Each version's parts are shared with others or its own, as the parts of their manifests say."""
-        held = {version: parts_of(self.store, f"{made.model}@{version}") for version, made in self.versions.items()}
+        for version in self.versions.keys() - self.parts.keys():
+            self.parts[version] = parts_of(self.store, f"{self.versions[version].model}@{version}")
+        held = {version: self.parts[version] for version in self.versions}
         rows = {row.version: row for row in self.store.du().rows}
         assert rows.keys() == held.keys()
         for version, parts in held.items():

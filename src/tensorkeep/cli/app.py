@@ -18,6 +18,7 @@ from tensorkeep.cli.commands import (
     transfers,
     upkeep,
 )
+from tensorkeep.cli.completion import INSTALL, SHOW, install_callback, show_callback
 from tensorkeep.cli.failures import USAGE
 from tensorkeep.cli.session import Session
 from tensorkeep.errors import InvalidInput
@@ -131,7 +132,8 @@ def _device_group() -> typer.Typer:
 
 
 def _group(help_lines: str) -> typer.Typer:
-    # Plain help: typer's rich help imports rich and costs a third of the start-up that is allowed.
+    # Plain help: typer's rich help imports rich and costs a third of the start-up that is allowed. Its completion
+    # options would import what finds the user's shell; ours are in `completion`.
     return typer.Typer(
         help=help_lines,
         rich_markup_mode=None,
@@ -155,8 +157,30 @@ def _main_options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            SHOW,
+            metavar="[SHELL]",
+            help="Print the script that completes commands in bash, zsh or fish. Default: $SHELL.",
+            callback=show_callback,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = None,
+    install_completion: Annotated[
+        str | None,
+        typer.Option(
+            INSTALL,
+            metavar="[SHELL]",
+            help="Have the shell load that script when it starts.",
+            callback=install_callback,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    del version
+    del version, show_completion, install_completion
     _take_options(ctx, store=store, json=json, debug=debug)
 
 

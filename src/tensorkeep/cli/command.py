@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_models, suggest_specs
 
 StoreOption = Annotated[
     str | None,
@@ -25,9 +26,19 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Print the traceback 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 MessageOption = Annotated[str, typer.Option("--message", "-m", help="A note for the log.", show_default=False)]
 SpecArgument = Annotated[
-    str, typer.Argument(metavar="MODEL[@REV]", help="A model, and a branch, tag or version id (default: main).")
+    str,
+    typer.Argument(
+        metavar="MODEL[@REV]",
+        help="A model, and a branch, tag or version id (default: main).",
+        autocompletion=suggest_specs,
+    ),
 ]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name: namespace/name, or a bare name.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model's name: namespace/name, or a bare name.", autocompletion=suggest_models
+    ),
+]
 SplitOption = Annotated[
     str, typer.Option("--split", metavar="METHOD", help="Where to cut: auto, tensor, layer, size or parts=N.")
 ]

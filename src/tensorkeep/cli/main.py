@@ -42,10 +42,15 @@ def main(arguments: Sequence[str], *, doors: "Doors | None" = None) -> int:
         return READER_GONE
     except (KeyboardInterrupt, Exception) as raised:  # noqa: BLE001  # the door: users get a line, not a traceback
         from tensorkeep.cli.command import Carried
+        from tensorkeep.cli.completion import VARIABLE
         from tensorkeep.cli.failures import READER_GONE, debug_text
 
         error = raised.error if isinstance(raised, Carried) else raised
         failure = _failure(error)
+        if os.environ.get(
+            VARIABLE
+        ):  # a shell asks while the user types: a message would end up in the middle of a word
+            return failure.exit_code
         if debug:
             sys.stderr.write(debug_text(error) + "\n")
         if failure.exit_code != READER_GONE:
@@ -55,11 +60,15 @@ def main(arguments: Sequence[str], *, doors: "Doors | None" = None) -> int:
 
 def _run_command(arguments: Sequence[str], *, doors: "Doors | None") -> int:
     from tensorkeep.cli.app import build_app
+    from tensorkeep.cli.completion import VARIABLE, answer, with_shell
     from tensorkeep.cli.failures import INTERRUPTED
     from tensorkeep.cli.session import Doors, Session
 
     app = build_app()
-    result = app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=Session(doors or Doors()))
+    if os.environ.get(VARIABLE):
+        return answer(app, obj=Session(doors or Doors()))
+    words = with_shell(arguments, os.environ)
+    result = app(args=words, prog_name=PROGRAM, standalone_mode=False, obj=Session(doors or Doors()))
     if result == INTERRUPTED:  # newer typers answer Ctrl-C with this code, and no word
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0

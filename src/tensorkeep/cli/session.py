@@ -3,6 +3,7 @@
 The doors are passed in, so that the commands are tested without a store.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tensorkeep.store.join_file import JoinReport
+    from tensorkeep.store.known_names import KnownNames
     from tensorkeep.store.reports import Progress, ProgressCallback, RebuildReport
     from tensorkeep.store.split_file import SplitReport
     from tensorkeep.store.store import Store
@@ -42,6 +44,13 @@ class Doors:
         import tensorkeep
 
         return tensorkeep.rebuild_catalog(location, sources=sources, force=force)
+
+    def known_names(self, location: str | None) -> "KnownNames":
+        """Return the names in a store that exists; none is made."""
+        from tensorkeep.store.known_names import find_known_names
+        from tensorkeep.store.places import find_folder
+
+        return find_known_names(find_folder(location, os.environ))
 
     def split_file(
         self, path: str, *, parts: int, to: list[str] | None, force: bool, progress: "ProgressCallback | None"

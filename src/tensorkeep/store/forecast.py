@@ -21,7 +21,7 @@ from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.names import parse_model_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.forecast_parts import ForeseenCopies, ForeseenParts, foresee_copies
-from tensorkeep.store.opening import LOCAL_DEVICE, LOCAL_NAME
+from tensorkeep.store.places import LOCAL_DEVICE, LOCAL_NAME
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_plan import PushPlan, known_structure, plan_push
 from tensorkeep.store.push_read import read_sources

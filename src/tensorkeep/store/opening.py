@@ -27,12 +27,8 @@ from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import DeviceOpener, Fleet, open_by_facts
 from tensorkeep.store.journal import new_ulid
+from tensorkeep.store.places import CATALOG_FILE, NOTE_FILE
 
-CATALOG_FILE = "catalog.sqlite"
-NOTE_FILE = "store.json"
-LOCAL_NAME = "local"
-LOCAL_DEVICE = Path("devices") / LOCAL_NAME
-"""Name and place, in the store's folder, of the device that the first push adds where there is none."""
 _NOTE_FORMAT = 1
 _UNFINISHED_CATALOG = re.compile(rf"{re.escape(CATALOG_FILE)}\.[0-9A-Z]{{26}}\.new(-journal)?\Z")
 

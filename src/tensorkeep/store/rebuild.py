@@ -38,12 +38,12 @@ from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import UNSEEN, Fleet
 from tensorkeep.store.journal import flush_journal, new_ulid
 from tensorkeep.store.opening import (
-    CATALOG_FILE,
     catalog_url,
     folder_lock,
     translate_folder_error,
     write_note,
 )
+from tensorkeep.store.places import CATALOG_FILE
 from tensorkeep.store.rebuild_devices import FoundDevices, check_quorum, find_devices, raise_epoch
 from tensorkeep.store.rebuild_journal import FoundJournal, read_journal
 from tensorkeep.store.reports import RebuildReport

@@ -21,7 +21,8 @@ from tensorkeep.records.device import DeviceIdentity, counted_devices, decode_id
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.fleet import write_identity
 from tensorkeep.store.journal import owed_devices
-from tensorkeep.store.opening import LOCAL_DEVICE, find_note
+from tensorkeep.store.opening import find_note
+from tensorkeep.store.places import LOCAL_DEVICE
 from tensorkeep.store.rebuild_journal import read_journal
 
 

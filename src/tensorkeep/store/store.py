@@ -15,7 +15,8 @@ from tensorkeep.store.diff import diff_manifests
 from tensorkeep.store.diff_stats import measure_changes
 from tensorkeep.store.forecast import forecast_push
 from tensorkeep.store.model import Model
-from tensorkeep.store.opening import LOCAL_DEVICE, LOCAL_NAME, write_note
+from tensorkeep.store.opening import write_note
+from tensorkeep.store.places import LOCAL_DEVICE, LOCAL_NAME
 from tensorkeep.store.progress import progress_callback
 from tensorkeep.store.pull import PullReport, pull_files
 from tensorkeep.store.push import push

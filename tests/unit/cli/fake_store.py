@@ -5,8 +5,10 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from tensorkeep.cli.session import Doors
+from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.join_file import JoinReport
+from tensorkeep.store.known_names import KnownNames
 from tensorkeep.store.pull import PullReport
 from tensorkeep.store.reports import (
     DeviceForecast,
@@ -235,6 +237,11 @@ JOIN_REPORT = JoinReport(
     seconds=0.25,
     warnings=("part 2 is damaged: /mnt/b/model.bin.part-2-of-2; /mnt/c/model.bin.part-2-of-2 was read instead",),
 )
+KNOWN_NAMES = KnownNames(
+    branches={"acme/llama": ["main", "prod"], "default/tiny": ["main"]},
+    tags={"acme/llama": ["v1", "v2"], "default/tiny": []},
+    devices=["hdd0", "nvme0"],
+)
 
 
 @dataclass
@@ -349,6 +356,13 @@ class FakeDoors(Doors):
     store: FakeStore = field(default_factory=FakeStore)
     locations: list[str | None] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    names: KnownNames | TensorkeepError = KNOWN_NAMES
+
+    def known_names(self, location: str | None) -> KnownNames:
+        self.locations.append(location)
+        if isinstance(self.names, TensorkeepError):
+            raise self.names
+        return self.names
 
     def open(self, location: str | None) -> Any:
         self.locations.append(location)

@@ -486,7 +486,9 @@ def test_gc_reads_the_grace_with_its_unit(run: Run) -> None:
 def test_du_shows_versions_devices_and_sums(run: Run) -> None:
     ran = run("du", MODEL)
     assert ran.call == ("du", (MODEL,), {})
-    assert [MODEL, OLD_ID[:12], "10", "B", "9", "B", "8", "B", "1", "B"] in [line.split() for line in ran.out.splitlines()]
+    assert [MODEL, OLD_ID[:12], "10", "B", "9", "B", "8", "B", "1", "B"] in [
+        line.split() for line in ran.out.splitlines()
+    ]
     assert "36 B" in ran.out
 
 

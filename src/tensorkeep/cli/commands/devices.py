@@ -10,6 +10,7 @@ import typer
 from tensorkeep.cli.command import YesOption
 from tensorkeep.cli.documents import device_document
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_devices
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import human_rate, human_size, parse_rate, parse_size
 
@@ -85,7 +86,7 @@ def ls(
 
 def lost(
     session: Session,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.", autocompletion=suggest_devices)],
     *,
     yes: YesOption = False,
 ) -> None:

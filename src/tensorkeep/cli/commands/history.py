@@ -7,6 +7,7 @@ import typer
 
 from tensorkeep.cli.command import SpecArgument
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_models, suggest_specs
 from tensorkeep.cli.tables import Block, Table
 from tensorkeep.cli.units import human_count, human_size, shape_text
 
@@ -21,7 +22,12 @@ def ls(
     session: Session,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="List this model's versions, branches and tags.", show_default=False),
+        typer.Argument(
+            metavar="[MODEL]",
+            help="List this model's versions, branches and tags.",
+            show_default=False,
+            autocompletion=suggest_models,
+        ),
     ] = None,
 ) -> None:
     """List models, or the versions of one."""
@@ -67,8 +73,8 @@ def log(session: Session, spec: SpecArgument) -> None:
 
 def diff(
     session: Session,
-    old: Annotated[str, typer.Argument(metavar="OLD", help="MODEL[@REV]")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="MODEL[@REV]")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help="MODEL[@REV]", autocompletion=suggest_specs)],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="MODEL[@REV]", autocompletion=suggest_specs)],
     *,
     stats: Annotated[
         bool, typer.Option("--stats", help="Read the changed tensors and measure how far their values moved.")

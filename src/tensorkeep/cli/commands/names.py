@@ -7,6 +7,7 @@ import typer
 from tensorkeep.cli.command import ModelArgument
 from tensorkeep.cli.commands.history import versions_of, when
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_branches, suggest_revisions, suggest_tags
 from tensorkeep.cli.tables import Table
 from tensorkeep.errors import InvalidInput
 from tensorkeep.records.names import DEFAULT_BRANCH
@@ -21,10 +22,22 @@ def tag(
     session: Session,
     model: ModelArgument,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The tag. Without it, tags are listed.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="The tag. Without it, tags are listed.",
+            show_default=False,
+            autocompletion=suggest_tags,
+        ),
     ] = None,
     revision: Annotated[
-        str | None, typer.Argument(metavar="[REV]", help="What to tag. Default: main.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[REV]",
+            help="What to tag. Default: main.",
+            show_default=False,
+            autocompletion=suggest_revisions,
+        ),
     ] = None,
     *,
     delete: DeleteOption = False,
@@ -55,12 +68,23 @@ def branch(
     model: ModelArgument,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="The branch. Without it, branches are listed.", show_default=False),
+        typer.Argument(
+            metavar="[NAME]",
+            help="The branch. Without it, branches are listed.",
+            show_default=False,
+            autocompletion=suggest_branches,
+        ),
     ] = None,
     *,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="REV", help="Where it shall point. Default: main.", show_default=False),
+        typer.Option(
+            "--to",
+            metavar="REV",
+            help="Where it shall point. Default: main.",
+            show_default=False,
+            autocompletion=suggest_revisions,
+        ),
     ] = None,
     delete: DeleteOption = False,
 ) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from tensorkeep.cli.command import LayerPatternOption, PartSizeOption, SplitOption
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_branches, suggest_models, suggest_specs
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import exact_size, human_count, human_duration, human_size, parse_size
 
@@ -19,10 +20,17 @@ def plan(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a file.")],
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="The model to push to. Default: a new one.", show_default=False),
+        typer.Argument(
+            metavar="[MODEL]",
+            help="The model to push to. Default: a new one.",
+            show_default=False,
+            autocompletion=suggest_models,
+        ),
     ] = None,
     *,
-    branch: Annotated[str, typer.Option("--branch", metavar="NAME", help="The branch to move.")] = "main",
+    branch: Annotated[
+        str, typer.Option("--branch", metavar="NAME", help="The branch to move.", autocompletion=suggest_branches)
+    ] = "main",
     split: SplitOption = "auto",
     part_size: PartSizeOption = None,
     layer_pattern: LayerPatternOption = None,
@@ -30,7 +38,14 @@ def plan(
         int | None, typer.Option("--replicas", metavar="N", min=1, help="Keep N copies.", show_default=False)
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="MODEL@REV", help="Cut like that version.", show_default=False)
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL@REV",
+            help="Cut like that version.",
+            show_default=False,
+            autocompletion=suggest_specs,
+        ),
     ] = None,
     allow_soft: Annotated[bool, typer.Option("--allow-soft", help="As in push.")] = False,
     allow_degraded: Annotated[bool, typer.Option("--allow-degraded", help="As in push.")] = False,

@@ -6,6 +6,7 @@ import typer
 
 from tensorkeep.cli.command import YesOption
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_specs
 from tensorkeep.cli.tables import Block, Facts
 from tensorkeep.cli.units import human_count, human_size, parse_duration
 from tensorkeep.errors import InvalidInput
@@ -14,7 +15,10 @@ from tensorkeep.records.names import parse_revision
 
 def rm(
     session: Session,
-    spec: Annotated[str, typer.Argument(metavar="MODEL@REV", help="A version; or a model, with --all.")],
+    spec: Annotated[
+        str,
+        typer.Argument(metavar="MODEL@REV", help="A version; or a model, with --all.", autocompletion=suggest_specs),
+    ],
     *,
     every: Annotated[
         bool, typer.Option("--all", help="Remove the model, with all its versions, branches and tags.")

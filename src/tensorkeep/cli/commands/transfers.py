@@ -17,6 +17,7 @@ from tensorkeep.cli.command import (
 )
 from tensorkeep.cli.documents import to_plain
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_branches, suggest_specs
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import exact_size, human_count, human_duration, human_rate, human_size, parse_size
 from tensorkeep.errors import InvalidInput
@@ -56,7 +57,9 @@ def push(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a file.")],
     model: ModelArgument,
     *,
-    branch: Annotated[str, typer.Option("--branch", metavar="NAME", help="The branch to move.")] = "main",
+    branch: Annotated[
+        str, typer.Option("--branch", metavar="NAME", help="The branch to move.", autocompletion=suggest_branches)
+    ] = "main",
     tag: Annotated[
         str | None, typer.Option("--tag", metavar="NAME", help="Tag the version too.", show_default=False)
     ] = None,
@@ -80,7 +83,11 @@ def push(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="MODEL@REV", help="Cut like that version, to share its parts.", show_default=False
+            "--base",
+            metavar="MODEL@REV",
+            help="Cut like that version, to share its parts.",
+            show_default=False,
+            autocompletion=suggest_specs,
         ),
     ] = None,
     allow_soft: Annotated[

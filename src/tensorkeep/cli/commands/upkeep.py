@@ -7,13 +7,19 @@ import typer
 from tensorkeep.cli.commands.devices import device_table
 from tensorkeep.cli.documents import device_document, to_plain
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.suggestions import suggest_specs
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import human_count, human_duration, human_rate, human_size
 from tensorkeep.errors import ERROR_TABLE, Integrity
 
 OptionalSpec = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL[@REV]]", help="Only this version. Default: the whole store.", show_default=False),
+    typer.Argument(
+        metavar="[MODEL[@REV]]",
+        help="Only this version. Default: the whole store.",
+        show_default=False,
+        autocompletion=suggest_specs,
+    ),
 ]
 
 
