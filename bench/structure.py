@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
+import tensorkeep
 from bench.figures import Figure
 from bench.giant import commit_giant
 from bench.rounds import files_under
@@ -37,6 +38,15 @@ assert tensorkeep.open(sys.argv[1]).model(sys.argv[2])[sys.argv[3]].load().size
 """
 
 
+_LOAD_ALL = """
+import sys, time, tensorkeep
+model = tensorkeep.open(sys.argv[1]).model(sys.argv[2])
+start = time.perf_counter()
+model.load()
+print(time.perf_counter() - start)
+"""
+
+
 def structure_figures(rounds: int) -> list[Figure]:
     """Return the figures of structure, each beside its bar."""
     return [*_moe(rounds), _giant(rounds), *_predictions()]
@@ -60,10 +70,23 @@ def _moe(rounds: int) -> list[Figure]:
         Figure(
             "moe: one tensor, in a fresh process", _wall(_python(_LOAD_ONE, folder, MODEL, TENSOR), rounds), 1.5, "s"
         ),
+        Figure("moe: push again, unchanged but for its times", _push_again(source, folder), 10.0, "s"),
+        Figure("moe: load all", _printed(_LOAD_ALL, rounds, folder, MODEL), 5.0, "s"),
     ]
     remove("accept-moe")
     remove("accept-empty")
     return figures
+
+
+def _push_again(source: Path, folder: Path) -> float:
+    """Return the seconds of a push that reads every header and every byte, and finds all of it there."""
+    with tensorkeep.open(folder) as store:
+        start = time.perf_counter()
+        report = store.push(source, MODEL, rehash=True).report
+        seconds = time.perf_counter() - start
+    assert report is not None
+    assert (report.new_parts, report.created) == (0, False)
+    return seconds
 
 
 def _giant(rounds: int) -> Figure:
