@@ -124,7 +124,7 @@ def test_every_legal_file_is_read(data: bytes) -> None:
     assert check(data)
 
 
-def test_twenty_thousand_damaged_files_give_structures_or_format_errors() -> None:
+def test_a_hundred_thousand_damaged_files_give_structures_or_format_errors() -> None:
     rng = random.Random(20260)
     header = (
         b'{"__metadata__":{"format":"pt"},"a.0.w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},'
@@ -132,8 +132,8 @@ def test_twenty_thousand_damaged_files_give_structures_or_format_errors() -> Non
     )
     good = file_of(header, bytes(range(10)))
     assert check(good)
-    accepted = sum(check(_damage(good, rng)) for _ in range(20_000))
-    assert 0 < accepted < 10_000, "damage to data and names passes, damage to the structure does not"
+    accepted = sum(check(_damage(good, rng)) for _ in range(100_000))
+    assert 1_000 < accepted < 50_000, "damage to data and names passes, damage to the structure does not"
 
 
 def _damage(good: bytes, rng: random.Random) -> bytes:
