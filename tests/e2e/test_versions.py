@@ -131,6 +131,37 @@ def test_the_same_bytes_parent_method_and_part_size_give_the_same_parts_with_and
     assert manifests[0] == manifests[1] == manifests[2]
 
 
+@pytest.mark.parametrize("split", ["tensor", "size"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_file_that_was_opaque_gets_its_tensors_once_its_format_is_known_and_the_version_changes(
+    split: str,
+    cached: bool,
+    store_factory: StoreFactory,
+    later: Runtime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(7)
+    values = {"large": rng.normal(size=(400, 500)), "small": rng.normal(size=(3, 4)).T}
+    source = write_tree(tmp_path / "source", {"notes.txt": b"first"})
+    np.savez(source / "old.npz", **values)  # type: ignore[arg-type]
+    store = store_factory(2, runtime=later).store
+    with monkeypatch.context() as patch:
+        patch.setattr("tensorkeep.formats.registry.READERS", ())  # of a tensorkeep before these formats
+        first = store.push(source, "acme/old", split=split)
+    assert not store.model("acme/old").tensors
+    again = store.push(source, "acme/old", rehash=not cached)
+    assert again.id == first.id
+    (source / "notes.txt").write_bytes(b"other")
+    store.push(source, "acme/old", rehash=not cached)
+    loaded = store.model("acme/old").load()
+    assert loaded.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_array_equal(loaded[name], value)
+    store.pull("acme/old", tmp_path / "out")
+    check_same_tree(source, tmp_path / "out")
+
+
 def test_packs_hold_zeros_between_their_items_whatever_memory_held(
     models: Models, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

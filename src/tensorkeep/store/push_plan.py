@@ -11,6 +11,7 @@ from tensorkeep.errors import Format
 from tensorkeep.formats.gguf import is_gguf
 from tensorkeep.formats.gguf_split import check_splits
 from tensorkeep.formats.hub_index import INDEX_LIMIT_BYTES, check_index, is_index, is_strict
+from tensorkeep.formats.opaque import OPAQUE
 from tensorkeep.formats.protocol import FileStructure, TensorLayout
 from tensorkeep.formats.registry import read_structure
 from tensorkeep.planning.layers import NO_NAMING
@@ -168,12 +169,24 @@ def _known_files(sources: Sequence[PushSource], cache: StatCache | None) -> dict
 
 
 def _unchanged_files(sources: Sequence[PushSource], known: Mapping[str, str], base: Base | None) -> dict[str, File]:
-    """Return the base's files that the sources are known to equal, by path."""
+    """Return the base's files that the sources are known to equal, by path.
+
+    A file that the base has as opaque and that a reader knows now (a newer tensorkeep's, or one of another package) is read
+    anew, as it would be without the cache; but not where nothing changed at all, since then no version is made.
+    """
     if base is None:
         return {}
     files = {file.path: file for file in base.manifest.files}
-    found = ((source.path, files.get(source.path)) for source in sources)
-    return {path: file for path, file in found if file is not None and known.get(path) == file.sha256}
+    same = [
+        source for source in sources if source.path in files and known.get(source.path) == files[source.path].sha256
+    ]
+    if len(same) < max(len(sources), len(files)):
+        same = [source for source in same if files[source.path].format != OPAQUE or _is_opaque(source)]
+    return {source.path: files[source.path] for source in same}
+
+
+def _is_opaque(source: PushSource) -> bool:
+    return read_structure(source.path, source, strict=False).format == OPAQUE
 
 
 def _kept_files(
