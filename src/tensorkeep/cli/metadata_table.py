@@ -60,8 +60,9 @@ def _scalar_text(value: Any) -> str:
     if isinstance(value, float):
         import numpy as np  # 1e-05 in single precision, as GGUF has it, would read 9.999999747378752e-06
 
-        single = np.float32(value)
-        return str(single) if single == value else str(value)
+        with np.errstate(over="ignore"):
+            single = np.float32(value)
+        return str(single) if float(single) == value else str(value)  # as float: numpy compares in single precision
     return f"{value}"
 
 

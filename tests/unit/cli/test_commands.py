@@ -3,8 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tensorkeep.cli.metadata_table import metadata_table
 from tensorkeep.store.reports import Diff, GcReport, TensorChange, TensorStats, Version
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import (
@@ -285,6 +287,12 @@ def test_show_lists_metadata_by_the_start_and_the_length_of_what_is_long(run: Ru
     assert rows["llama.attention.layer_norm_rms_epsilon"].split() == ["float", "1e-05"]
     assert rows["tokenizer.ggml.add_bos_token"].split() == ["bool", "true"]
     assert rows["nested"].endswith("[2 items] [2 items] 1, 2, [0 items]")
+
+
+def test_numbers_of_double_precision_are_shown_in_full() -> None:
+    numbers = {"large": 1e300, "long": 1.23456789012345, "single": float(np.float32(0.1)), "none": float("nan")}
+    shown = {key: value for key, _, value in metadata_table({"m.gguf": numbers}).rows}
+    assert shown == {"large": "1e+300", "long": "1.23456789012345", "single": "0.1", "none": "nan"}
 
 
 def test_show_names_the_files_of_metadata_where_there_are_several(run: Run) -> None:
