@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bench.make_models import make_model
+from tensorkeep.formats import registry
+from tensorkeep.formats.safetensors import SafetensorsReader
 from tensorkeep.runtime import ManualClock, Runtime
 from tensorkeep.store.reports import PushReport, Version
 from tensorkeep.store.sources import FileSource
@@ -81,6 +84,34 @@ def test_a_changed_file_gives_the_same_structure_whether_the_others_are_read_aga
         structures.append(store.model("acme/odd").manifest)
     assert structures[0] == structures[1]
     assert structures[0].split == split
+
+
+def test_files_of_a_format_that_nobody_read_before_stay_as_they_are_stored(
+    store_factory: StoreFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    chance = np.random.default_rng(1)
+    save_file({"layers.0.w": chance.random((1000, 1000))}, source / "model.safetensors")
+    np.savez(source / "more.npz", a=chance.random((400, 400)), b=chance.random((500, 400)), c=chance.random(3))
+    workshop = store_factory(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "READERS", (SafetensorsReader(),))
+        first = workshop.store.push(source, "acme/model")
+    assert [file.format for file in workshop.store.model("acme/model").files] == ["safetensors", "opaque"]
+    held = workshop.held_bytes()
+    forecast = workshop.store.plan(source, "acme/model", rehash=True, exact=True)
+    assert (forecast.new_parts, forecast.parts) == (0, report_of(first).parts)
+    again = workshop.store.push(source, "acme/model", rehash=True)
+    assert (again.id, report_of(again).new_parts, workshop.held_bytes()) == (first.id, 0, held)
+    (source / "config.json").write_text("{}")
+    assert report_of(workshop.store.push(source, "acme/model", rehash=True)).new_parts == 1
+    np.savez(source / "more.npz", a=chance.random((400, 400)), b=chance.random((500, 400)), c=chance.random(3))
+    workshop.store.push(source, "acme/model", rehash=True)
+    assert [file.format for file in workshop.store.model("acme/model").files][-1] == "npz", (
+        "a changed file is read anew"
+    )
+    assert workshop.store.verify().problems == ()
 
 
 def test_an_unchanged_push_can_tag_the_head(models: Models, workshop: Workshop) -> None:

@@ -15,6 +15,7 @@ from tensorkeep.formats.opaque import OPAQUE
 from tensorkeep.formats.protocol import FileStructure, TensorLayout
 from tensorkeep.formats.registry import read_structure
 from tensorkeep.planning.layers import NO_NAMING
+from tensorkeep.planning.methods import find_method
 from tensorkeep.planning.splitting import (
     Choice,
     LayerNaming,
@@ -28,12 +29,16 @@ from tensorkeep.planning.splitting import (
 )
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.digest import blake3_256
+from tensorkeep.records.layout import MIB
 from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import FileNote
 from tensorkeep.store.sources import PushSource
 from tensorkeep.store.stat_cache import StatCache
+from tensorkeep.transfer.hashing import FileHasher
+
+_HASH_STEP_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,6 @@ class PushPlan:
     split: SplitPlan
     choice: Choice
     item_digests: Mapping[tuple[int, int, int], bytes]
-    known_sha256: Mapping[str, str]
 
     @property
     def total_bytes(self) -> int:
@@ -90,7 +94,8 @@ def plan_push(
 ) -> PushPlan:
     """Return what a push of these sources does; reads headers and small items, writes nothing.
 
-    With ``hash_items=False`` small items are read only where the base may have them: enough to look at, not to push.
+    With ``hash_items=False`` small items are read only where the base may have them, and files that the base knows by another
+    structure are not compared with it: enough to look at, not to push.
 
     Raises:
         Format: a file breaks its format's rules.
@@ -104,10 +109,12 @@ def plan_push(
         for source in sources
         if source.path not in unchanged
     }
+    if hash_items:
+        unchanged |= _read_otherwise(sources, structures, base)
     every = [
         SourceFile(s.path, s.size_bytes, f.format, f.tensors)
         for s in sources
-        for f in (structures.get(s.path) or known_structure(unchanged[s.path]),)
+        for f in (known_structure(unchanged[s.path]) if s.path in unchanged else structures[s.path],)
     ]
     parent = _parent(base, lost)
     choice = choose_split(
@@ -138,7 +145,7 @@ def plan_push(
         model_files=[(source.path, source.size_bytes) for source in sources],
         why=choice.why,
     )
-    return PushPlan(tuple(sources), kept, read, found, split, choice, digests, known)
+    return PushPlan(tuple(sources), kept, read, found, split, choice, digests)
 
 
 def _parent(base: Base | None, lost: frozenset[int]) -> Parent | None:
@@ -187,6 +194,41 @@ def _unchanged_files(sources: Sequence[PushSource], known: Mapping[str, str], ba
 
 def _is_opaque(source: PushSource) -> bool:
     return read_structure(source.path, source, strict=False).format == OPAQUE
+
+
+def _read_otherwise(
+    sources: Sequence[PushSource], structures: Mapping[str, FileStructure], base: Base | None
+) -> dict[str, File]:
+    """Return the base's files that the sources equal, of those whose structure is found to be another one now, by path.
+
+    A reader that is new, or better than the one of that push, would cut them anew: what did not change would be stored again.
+    """
+    method = find_method(base.manifest.split) if base is not None else None
+    if base is None or method is None or not method.cuts_tensors:
+        return {}
+    files = {file.path: file for file in base.manifest.files}
+    found = {}
+    for source in sources:
+        file, structure = files.get(source.path), structures.get(source.path)
+        if file is None or structure is None or file.size_bytes != source.size_bytes:
+            continue
+        if not _same_structure(known_structure(file), structure) and _hash_file(source) == file.sha256:
+            found[source.path] = file
+    return found
+
+
+def _same_structure(one: FileStructure, other: FileStructure) -> bool:
+    return (one.format, tuple(one.tensors)) == (other.format, tuple(other.tensors))
+
+
+def _hash_file(source: PushSource) -> str:
+    hasher = FileHasher(source.size_bytes)
+    buffer = memoryview(bytearray(min(source.size_bytes, _HASH_STEP_BYTES)))
+    for start in range(0, source.size_bytes, _HASH_STEP_BYTES):
+        step = buffer[: source.size_bytes - start]
+        source.read_into(start, step)
+        hasher.update(step)
+    return hasher.sha256
 
 
 def _kept_files(
