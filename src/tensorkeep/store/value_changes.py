@@ -33,8 +33,10 @@ class ValueChanges:
     def add(self, old: Array, new: Array) -> None:
         """Compare two arrays of one shape."""
         old, new = old.reshape(-1), new.reshape(-1)
-        for start in range(0, old.size, _CHUNK):
-            self._add_chunk(old[start : start + _CHUNK], new[start : start + _CHUNK])
+        # Signalling NaNs stay NaNs; what is over the largest float64, a difference or a norm too, is infinite.
+        with np.errstate(invalid="ignore", over="ignore"):
+            for start in range(0, old.size, _CHUNK):
+                self._add_chunk(old[start : start + _CHUNK], new[start : start + _CHUNK])
 
     def finish(self, note: str = "") -> TensorStats:
         """Return what was found."""
@@ -67,8 +69,7 @@ class ValueChanges:
     def _add_floats(self, was: Array, now: Array) -> None:
         finite = np.isfinite(was) & np.isfinite(now)
         self._not_finite += int(finite.size - np.count_nonzero(finite))
-        with np.errstate(over="ignore"):  # two finite numbers may be more than the largest one apart: infinity is right
-            apart = np.abs(now[finite] - was[finite])
+        apart = np.abs(now[finite] - was[finite])
         if apart.size:
             largest = float(apart.max())
             self._max = max(self._max, largest)
@@ -123,8 +124,7 @@ def differing_bits(old: Array, new: Array) -> Array:
 def _widen(array: Array, wide: np.dtype[Any]) -> Array:
     if array.dtype.kind == "b":
         array = array.view(np.uint8) != 0  # a bool may hold any byte, and numpy would take it at its word
-    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN
-        return array.astype(wide)
+    return array.astype(wide)
 
 
 def _sum_of_squares(numbers: Array) -> int:
@@ -144,4 +144,6 @@ def _norm(numbers: Array, largest: float) -> float:
         return largest
     exponent = math.frexp(largest)[1]
     scaled = np.ldexp(numbers, -exponent)
-    return math.ldexp(math.sqrt(float(np.dot(scaled, scaled))), exponent)
+    return float(
+        np.ldexp(math.sqrt(float(np.dot(scaled, scaled))), exponent)
+    )  # math.ldexp raises where the norm is infinite

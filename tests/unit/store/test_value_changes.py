@@ -155,6 +155,21 @@ def test_another_nan_and_another_zero_are_changes_of_bits_only() -> None:
     assert measure(old, new) == TensorStats("elements", 2, 2, 0, 0.0, 1)
 
 
+def test_a_norm_over_the_largest_float_is_infinite_though_no_difference_is() -> None:
+    changes = ValueChanges(np.dtype(np.float64), np.dtype(np.float64))
+    changes.add(np.zeros(9), np.full(9, 1e308))
+    found = changes.finish()
+    assert (found.max_change, found.l2_change, found.not_finite) == (1e308, math.inf, 0)
+
+
+@pytest.mark.parametrize("other", [np.float64, np.complex64])
+def test_signalling_nans_are_compared_without_a_warning(other: type) -> None:
+    signalling = np.full(4, 0x7F800001, np.uint32).view(np.float32)
+    found = measure(signalling, np.ones(4, other))
+    assert (found.changed, found.not_finite, found.max_change) == (4, 4, 0)
+    assert measure(np.ones(2, np.complex64), np.repeat(signalling, 1).view(np.complex64)).not_finite == 2
+
+
 def test_finite_numbers_may_be_infinitely_far_apart() -> None:
     found = measure(np.array([1e308]), np.array([-1e308]))
     assert (found.max_change, found.l2_change, found.not_finite) == (math.inf, math.inf, 0)
