@@ -94,8 +94,8 @@ def plan_push(
 ) -> PushPlan:
     """Return what a push of these sources does; reads headers and small items, writes nothing.
 
-    With ``hash_items=False`` small items are read only where the base may have them, and files that the base knows by another
-    structure are not compared with it: enough to look at, not to push.
+    With ``hash_items=False`` small items are read only where the base may have them, and no whole file is: enough to look at, not
+    to push.
 
     Raises:
         Format: a file breaks its format's rules.
@@ -110,7 +110,7 @@ def plan_push(
         if source.path not in unchanged
     }
     if hash_items:
-        unchanged |= _read_otherwise(sources, structures, base)
+        unchanged |= _all_unchanged(sources, structures, unchanged, base)
     every = [
         SourceFile(s.path, s.size_bytes, f.format, f.tensors)
         for s in sources
@@ -196,25 +196,27 @@ def _is_opaque(source: PushSource) -> bool:
     return read_structure(source.path, source, strict=False).format == OPAQUE
 
 
-def _read_otherwise(
-    sources: Sequence[PushSource], structures: Mapping[str, FileStructure], base: Base | None
+def _all_unchanged(
+    sources: Sequence[PushSource],
+    structures: Mapping[str, FileStructure],
+    unchanged: Mapping[str, File],
+    base: Base | None,
 ) -> dict[str, File]:
-    """Return the base's files that the sources equal, of those whose structure is found to be another one now, by path.
+    """Return the base's files by path where the sources equal all of them and some have another structure by now; else nothing.
 
-    A reader that is new, or better than the one of that push, would cut them anew: what did not change would be stored again.
+    A reader that is new, or better than the one of that push, cuts its files anew. That is for the next version: where nothing
+    changed none is made, and parts that were cut anew would be of no version.
     """
     method = find_method(base.manifest.split) if base is not None else None
     if base is None or method is None or not method.cuts_tensors:
         return {}
     files = {file.path: file for file in base.manifest.files}
-    found = {}
-    for source in sources:
-        file, structure = files.get(source.path), structures.get(source.path)
-        if file is None or structure is None or file.size_bytes != source.size_bytes:
-            continue
-        if not _same_structure(known_structure(file), structure) and _hash_file(source) == file.sha256:
-            found[source.path] = file
-    return found
+    if {source.path: source.size_bytes for source in sources} != {path: f.size_bytes for path, f in files.items()}:
+        return {}
+    if all(_same_structure(known_structure(files[path]), structure) for path, structure in structures.items()):
+        return {}
+    unknown = sorted((s for s in sources if s.path not in unchanged), key=lambda source: source.size_bytes)
+    return files if all(_hash_file(source) == files[source.path].sha256 for source in unknown) else {}
 
 
 def _same_structure(one: FileStructure, other: FileStructure) -> bool:
