@@ -7,6 +7,7 @@ out, and the note says so.
 Source: ``numpy.savez``; ``numpy.lib.npyio.NpzFile``, which takes any member that starts with npy's magic for an array.
 """
 
+import zlib
 from collections.abc import Sequence
 
 from tensorkeep.errors import Format
@@ -14,12 +15,15 @@ from tensorkeep.formats.npy import NPY_SUFFIX, NoTensor, read_array
 from tensorkeep.formats.npy_header import MAGIC
 from tensorkeep.formats.opaque import opaque_structure
 from tensorkeep.formats.protocol import ByteSource, FileStructure, RangeSource, TensorLayout
+from tensorkeep.formats.torch_globals import show
 from tensorkeep.formats.zip_archive import Member, read_members
 
 NPZ = "npz"
 """The format's name in manifests."""
 
 _NAMED_IN_NOTE = 3
+_START_BYTES = 1024
+"""Read of members that may be arrays: the tables of deflate take up to 320 bytes before the first byte of data."""
 
 
 class NpzReader:
@@ -42,7 +46,7 @@ class NpzReader:
         left_out: list[str] = []
         for member in read_members(source):
             if not _is_array(member, source):
-                left_out.append(member.name)
+                left_out.append(show(member.name))
                 continue
             if member.compressed:
                 return opaque_structure("it is compressed (np.savez_compressed)")
@@ -50,19 +54,31 @@ class NpzReader:
             if isinstance(found, TensorLayout):
                 tensors.append(found)
             elif found.maybe_numeric:
-                return opaque_structure(f"{member.name!r} in it holds {found.reason}")
+                return opaque_structure(f"{show(member.name)!r} in it holds {found.reason}")
             else:
-                left_out.append(f"{member.name} ({found.reason})")
+                left_out.append(f"{show(member.name)} ({found.reason})")
         if len({tensor.name for tensor in tensors}) != len(tensors):
             return opaque_structure("two arrays in it have one name, with and without .npy")
         return FileStructure(NPZ, tuple(tensors), _note(left_out))
 
 
 def _is_array(member: Member, source: ByteSource) -> bool:
-    """Return whether numpy would load a member as an array. What is compressed is known by its name alone."""
+    """Return whether numpy would load a member as an array; True too where that can't be known."""
     if member.name.endswith(NPY_SUFFIX):
         return True
-    return not member.compressed and member.length >= len(MAGIC) and source.read(member.start, len(MAGIC)) == MAGIC
+    start = source.read(member.start, min(member.length, _START_BYTES if member.compressed else len(MAGIC)))
+    return _may_inflate_to_array(start, member.length) if member.compressed else start.startswith(MAGIC)
+
+
+def _may_inflate_to_array(start: bytes, length: int) -> bool:
+    """Return whether deflated bytes, of which these are the first, may begin with numpy's magic."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        begins = inflater.decompress(start, len(MAGIC))
+    except zlib.error:
+        return True  # compressed in another way
+    ended = inflater.eof or len(start) == length
+    return begins == MAGIC or (len(begins) < len(MAGIC) and not ended)
 
 
 def _read_member(member: Member, source: ByteSource) -> TensorLayout | NoTensor:

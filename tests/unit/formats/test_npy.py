@@ -3,6 +3,7 @@
 import io
 import warnings
 import zipfile
+import zlib
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +20,7 @@ from tensorkeep.formats.npz import NpzReader
 from tensorkeep.formats.opaque import OPAQUE
 from tensorkeep.formats.protocol import FileStructure, RangeSource, TensorLayout
 from tensorkeep.records.dtype import DTYPES, find_dtype
+from tests.unit.formats.zip_bytes import Fields, MadeMember, make_zip
 
 NUMBERS = ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "f16", "c8", "c16", "c32"]
 TIMES = ["M8", "M8[ns]", "M8[25us]", "M8[D]", "m8", "m8[as]", "m8[7Y]"]
@@ -321,6 +323,39 @@ def test_every_array_of_an_npz_file_is_a_tensor() -> None:
 
 def test_an_npz_file_without_arrays_has_no_tensors() -> None:
     assert read(npz(), "a.npz") == FileStructure("npz", ())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_array_is_one_whatever_its_name(method: int) -> None:
+    array = np.random.default_rng(1).normal(size=1000)
+    data = with_members(npz(x=np.ones(3)), {"hidden": saved(array)}, method)
+    with np.load(io.BytesIO(data)) as loaded:
+        assert_same(loaded["hidden"], array)
+    assert read(data, "a.npz") == FileStructure(OPAQUE, (), "it is compressed (np.savez_compressed)")
+
+
+@pytest.mark.parametrize("content", [b"", b"read me", bytes(range(256)) * 500, b"\x93NUM"])
+def test_what_is_deflated_and_no_array_is_left_out(content: bytes) -> None:
+    structure = read(with_members(npz(x=np.ones(3)), {"README": content}, zipfile.ZIP_DEFLATED), "a.npz")
+    assert [tensor.name for tensor in structure.tensors] == ["x"]
+    assert structure.note == "left out, being no arrays of numbers: README"
+
+
+def test_what_is_deflated_and_begins_with_nothing_for_long_may_be_an_array() -> None:
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    array = saved(np.ones(3))
+    data = b"\0\0\0\xff\xff" * 1000 + deflater.compress(array) + deflater.flush()  # blocks of no bytes come first
+    said: Fields = {"method": 8, "full_size": len(array), "crc": zlib.crc32(array)}
+    archive = make_zip(MadeMember(b"hidden", data, local=said, central=said))
+    with np.load(io.BytesIO(archive)) as loaded:
+        assert loaded["hidden"].shape == (3,)
+    assert read(archive, "a.npz").format == OPAQUE
+
+
+def test_what_is_left_out_is_named_in_a_line_that_can_be_shown() -> None:
+    note = read(npz(**{"esc\x1b[31m" * 1000: np.array(["a"])}), "a.npz").note
+    assert note.isprintable()
+    assert len(note) < 200
 
 
 def test_a_compressed_array_makes_the_whole_file_opaque() -> None:
