@@ -133,6 +133,17 @@ def test_a_file_that_is_there_is_kept_unless_forced(workshop: Workshop, tmp_path
         model.save("/proc/tensorkeep/out.safetensors")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_paths_that_no_file_can_have_are_refused(name: str, workshop: Workshop, tmp_path: Path) -> None:
+    workshop.store.push({"w": np.arange(5)}, "export/names")
+    with pytest.raises(InvalidInput):
+        workshop.store.model("export/names").save(tmp_path / name)
+    for format_name in (None, "safetensors"):
+        with pytest.raises(InvalidInput):
+            workshop.store.pull("export/names", tmp_path / name, format=format_name)
+    assert read_tree(tmp_path) == {}
+
+
 def test_a_file_made_meanwhile_is_kept(workshop: Workshop, tmp_path: Path) -> None:
     workshop.store.push({"w": np.arange(5)}, "export/race")
     out = tmp_path / "out.safetensors"

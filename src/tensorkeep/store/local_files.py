@@ -120,6 +120,16 @@ def open_unfinished(path: Path, size_bytes: int, runtime: Runtime) -> Unfinished
     return file
 
 
+def check_path(path: Path) -> None:
+    """Return if the system can be asked about a path.
+
+    Raises:
+        InvalidInput: it holds a NUL.
+    """
+    if "\0" in str(path):
+        raise InvalidInput(f"the path {str(path)!r} holds a NUL", path=str(path))
+
+
 def name_unfinished(path: Path, runtime: Runtime) -> UnfinishedFile:
     """Return a file that is still to be created, with a temporary name that nothing else has."""
     return UnfinishedFile(path, path.parent / f".tensorkeep-{new_ulid(runtime)}")

@@ -14,7 +14,7 @@ from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.copying import Copies
-from tensorkeep.store.local_files import UnfinishedFile, open_unfinished, translate_os_error
+from tensorkeep.store.local_files import UnfinishedFile, check_path, open_unfinished, translate_os_error
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.pull_outputs import ConvertedFile, CopiedFile, MadeFile, Output, plan_conversion
 from tensorkeep.store.reading import VersionReader, choose_verify
@@ -69,6 +69,7 @@ def pull_files(
     how = choose_verify(context, verify)
     if format_name is not None and format_name not in FORMATS:
         raise InvalidInput(f"{format_name!r} can't be written: use {', '.join(map(repr, FORMATS))}", format=format_name)
+    check_path(destination)
     chosen = _select(manifest, include)
     targets: list[_Target] = []
     try:

@@ -26,7 +26,7 @@ from tensorkeep.planning.export import (
 from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.copying import Copies
-from tensorkeep.store.local_files import UnfinishedFile, open_unfinished, translate_os_error
+from tensorkeep.store.local_files import UnfinishedFile, check_path, open_unfinished, translate_os_error
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reading import VersionReader
 from tensorkeep.store.reports import ProgressCallback
@@ -74,11 +74,12 @@ def save_tensors(
     metadata = merge_metadata([own_metadata(file, reader) for file in files.values()])
     plan = plan_export(list(once.values()), metadata)
     reader.progress = ByteProgress(progress, "save", plan.data_bytes)
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder: name a file in it", path=str(path))
-    if os.path.lexists(path) and not force:
-        raise AlreadyExists(f"{path} exists: move it away, or save with --force", path=str(path))
+    check_path(path)
     try:
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder: name a file in it", path=str(path))
+        if os.path.lexists(path) and not force:
+            raise AlreadyExists(f"{path} exists: move it away, or save with --force", path=str(path))
         output = open_unfinished(path, plan.size_bytes, runtime)
         try:
             copies = Copies()
