@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 
 from tensorkeep import Format
 from tensorkeep.records.manifest import Manifest
-from tests.e2e.conftest import Models
+from tests.e2e.conftest import CommandLine, Models
 from tests.e2e.workshop import Workshop
 
 
@@ -266,3 +266,17 @@ def test_a_file_that_cannot_be_described_is_stored_whole(workshop: Workshop, tmp
     workshop.store.pull("torch/opaque", tmp_path / "out")
     for name in ("old.pt", "whole model.pt"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_load_says_which_pieces_of_a_model_it_is_without(command_line: CommandLine, tmp_path: Path) -> None:
+    pieces = [tmp_path / "source" / f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    pieces[0].parent.mkdir()
+    torch.save({"a": torch.ones(2)}, pieces[0])
+    torch.save({"b": torch.ones(2).to_sparse()}, pieces[1])
+    torch.save({"c": torch.ones(2).to_sparse()}, pieces[0].parent / "training_args.bin")
+    command_line("push", pieces[0].parent, "acme/half")
+    said = command_line("load", "acme/half").err
+    assert f"{pieces[1].name!r} is a piece of a model" in said
+    assert pieces[0].name not in said
+    assert "training_args" not in said
+    assert "piece" not in command_line("load", "acme/half", "--include", "a").err

@@ -17,6 +17,7 @@ from tensorkeep.records.manifest import File
 
 _SUFFIX = ".safetensors"
 _INDEX = re.compile(r"(?P<weights>.+)(?P<rest>\.index(\.[^./]+)?\.json)", re.DOTALL)
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.")
 _MODEL_SUFFIX = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|gguf|npz|npy|h5|hdf5|keras|onnx|msgpack|pkl|pickle|ot|pb|tflite)", re.IGNORECASE
 )
@@ -90,6 +91,11 @@ def may_be_model(file: File) -> bool:
     """Return whether a file has the name of a model, and no tensors that are known."""
     named = _MODEL_SUFFIX.fullmatch(posixpath.splitext(file.path)[1])
     return named is not None and not file.tensors and file.format != SAFETENSORS
+
+
+def is_unknown_shard(file: File) -> bool:
+    """Return whether a file is a piece of a model, by its name, and no tensors of it are known: what loads is no whole model."""
+    return may_be_model(file) and _SHARD.search(posixpath.basename(file.path)) is not None
 
 
 def safetensors_path(path: str) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput, NotFound
 from tensorkeep.formats.registry import read_metadata
-from tensorkeep.planning.export_folder import may_be_model
+from tensorkeep.planning.export_folder import is_unknown_shard, may_be_model
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
@@ -63,6 +63,11 @@ class Model:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """The tensors of the version, by name."""
         return _TensorMap(self.manifest, self._named)
+
+    @property
+    def unknown_shards(self) -> list[str]:
+        """Paths of files that are pieces of a model, by their names, and whose tensors are not known: a load is without them."""
+        return [file.path for file in self.manifest.files if is_unknown_shard(file)]
 
     def metadata(self, path: str | None = None) -> dict[str, dict[str, Any]]:
         """Return what files say of themselves, by path: texts, numbers, booleans and lists of them, in each file's order.

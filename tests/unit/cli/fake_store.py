@@ -320,6 +320,7 @@ class FakeStore:
         version = OLD_VERSION if OLD_ID in spec else VERSION
         load = self._door("load")
         model = SimpleNamespace(name=MODEL, version=version, files=FILES, tensors={t.name: t for t in TENSORS})
+        model.unknown_shards = []
         model.metadata = self._door("metadata")
 
         def load_and_report(**options: Any) -> dict[str, int]:

@@ -233,6 +233,10 @@ def load(
         result = model.report
         assert result is not None, "a load reports"
     _warn_of_damage(session, result)
+    for path in [] if include else model.unknown_shards:
+        session.warn(
+            f"{path!r} is a piece of a model, and no tensors of it are known: the load is without them", file=path
+        )
     document = {"spec": spec, "version": model.version.id, "framework": framework, "tensors": loaded, "report": result}
     facts = [("loaded", f"{_title(spec, model.version)}: {_amount(loaded, result)}")]
     session.show(document, lambda: _load_blocks(facts, result, table=report))
