@@ -2,12 +2,13 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.tensors import TensorSpec, filled, write_safetensors
-from tensorkeep.errors import InvalidInput, NotFound
+from tensorkeep.errors import Capacity, InvalidInput, NotFound
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.reports import PushForecast, Version
 from tests.e2e.conftest import CommandLine, StoreFactory
@@ -184,6 +185,29 @@ def test_more_copies_of_what_is_kept_are_foretold(
 def add_third(workshop: Workshop) -> None:
     workshop.store.devices.add("disk2", str(workshop.folder / "disk2"), bandwidth=BANDWIDTHS[2])
     workshop.devices.append("disk2")
+
+
+@pytest.mark.parametrize("split", ["size", "parts=5"])
+def test_devices_without_room_are_foretold(split: str, sources: dict[str, Path], store_factory: StoreFactory) -> None:
+    workshop = store_factory(0, replicas=2)
+    add_devices(workshop, 1)
+    workshop.add_device(capacity=5 * MIB)
+    before = parts_on(workshop)
+    assert not workshop.store.plan(sources["small"], split=split).warnings
+    forecast = workshop.store.plan(sources["opaque"], "acme/opaque", split=split, part_size=MIB)
+    assert [warning.startswith("up to ") and "room" in warning for warning in forecast.warnings] == [True]
+    with pytest.raises(Capacity):
+        workshop.store.push(sources["opaque"], "acme/other", split=split, part_size=MIB)
+    workshop.store.gc(grace_s=0)
+    options: dict[str, Any] = {"split": split, "part_size": MIB, "allow_degraded": True}
+    forecast = workshop.store.plan(sources["opaque"], "acme/opaque", exact=True, **options)
+    assert forecast.devices[1].bytes <= 5 * MIB
+    workshop.store.push(sources["opaque"], "acme/opaque", **options)
+    after = parts_on(workshop)
+    assert foretold(forecast)["disk0"] == (
+        after["disk0"][0] - before["disk0"][0],
+        after["disk0"][1] - before["disk0"][1],
+    )
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

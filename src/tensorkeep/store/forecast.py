@@ -84,6 +84,7 @@ def forecast_push(
         files=tuple(_describe_files(plan)),
         devices=tuple(_describe_devices(target, parts, copies, choice)),
         layers=_measure_layers(plan, parts, naming, copies, choice),
+        warnings=tuple(_warn_of_room(parts, copies, exact=exact)),
     )
 
 
@@ -143,6 +144,15 @@ def _describe_devices(
     for facts in sorted(target.devices, key=lambda facts: facts.name):
         key = facts.id
         yield DeviceForecast(facts.name, count[key], size[key], choice.bytes.get(key, 0), choice.seconds.get(key, 0.0))
+
+
+def _warn_of_room(parts: ForeseenParts, copies: ForeseenCopies, *, exact: bool) -> Iterator[str]:
+    if copies.crowded:
+        count, size = len(copies.crowded), sum(parts.sizes[part] for part in copies.crowded)
+        yield (
+            f"{'' if exact else 'up to '}{count:,} {'part' if count == 1 else 'parts'} of {size:,} bytes in all would not find "
+            "room on enough devices: free space or add devices, lower --replicas, or push with --allow-degraded"
+        )
 
 
 def _measure_layers(

@@ -71,10 +71,14 @@ class ForeseenParts:
 
 @dataclass(frozen=True, slots=True)
 class ForeseenCopies:
-    """Devices by part: ``held`` those that can be read and have it now, ``written`` those that the push writes it to."""
+    """Devices by part: ``held`` those that can be read and have it now, ``written`` those that the push writes it to.
+
+    ``crowded`` are parts that get fewer copies than they owe because devices are full.
+    """
 
     held: Mapping[int, Sequence[str]]
     written: Mapping[int, Sequence[str]]
+    crowded: Sequence[int]
 
     def after_push(self, part: int) -> list[str]:
         """Return the devices that have a part when it is pushed."""
@@ -96,16 +100,23 @@ def foresee_copies(
     held = _find_holders(context, parts, reachable)
     zones = {facts.id: facts.zone for facts in target.devices}
     candidates = _candidates(plan, target, parts, shares, {n: held[n] & counted for n in held})
+    room = {share.id: share.free_bytes for share in shares if share.free_bytes is not None}
     written: dict[int, list[str]] = {}
-    for part in range(len(parts.sizes)):
+    crowded: list[int] = []
+    for part, size in enumerate(parts.sizes):
         have = held[part] & counted
+        wanted = [device for device in candidates.get(part, ()) if device in counted]
+        fitting = [(device, zones[device]) for device in wanted if room.get(device, size) >= size]
+        owed = target.copies - len(have)
         written[part] = pick_devices(
-            [(device, zones[device]) for device in candidates.get(part, ()) if device in counted],
-            taken_devices=have,
-            taken_zones={zones[device] for device in have},
-            count=target.copies - len(have),
+            fitting, taken_devices=have, taken_zones={zones[device] for device in have}, count=owed
         )
-    return ForeseenCopies({part: sorted(devices) for part, devices in held.items()}, written)
+        for device in written[part]:
+            if device in room:
+                room[device] -= size
+        if len(written[part]) < owed and len(fitting) < len(wanted):
+            crowded.append(part)
+    return ForeseenCopies({part: sorted(devices) for part, devices in held.items()}, written, crowded)
 
 
 def _find_holders(context: StoreContext, parts: ForeseenParts, reachable: set[str]) -> dict[int, set[str]]:

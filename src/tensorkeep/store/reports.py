@@ -102,7 +102,8 @@ class PushForecast:
 
     ``parts`` and ``bytes`` are the version's; ``new_parts`` and ``new_bytes`` those that would be written, each counted once,
     ``new_packs`` those of them that gather small items. Where ``exact`` is False, parts that are equal to each other or stored
-    already count as new: only who reads them knows. The ``devices`` tell of all copies.
+    already count as new: only who reads them knows. The ``devices`` tell of all copies; ``warnings`` say why a push would fail, or
+    leave copies out.
     """
 
     model: str | None
@@ -118,6 +119,7 @@ class PushForecast:
     files: tuple[FileForecast, ...]
     devices: tuple[DeviceForecast, ...]
     layers: LayerBalance | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def load_seconds(self) -> float:

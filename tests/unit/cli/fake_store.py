@@ -110,6 +110,7 @@ FORECAST = PushForecast(
         DeviceForecast("nvme1", 2, 32_000_000, 900_000_000, 1.0),
     ),
     layers=LayerBalance(32, "layers.3", 0.05, 0.93),
+    warnings=("up to 1 part would not find room",),
 )
 VERSION = Version(
     id=NEW_ID,

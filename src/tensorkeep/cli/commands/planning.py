@@ -75,6 +75,8 @@ def plan(
             exact=exact,
             progress=progress,
         )
+    for warning in forecast.warnings:
+        session.warn(warning)
     session.show(forecast, lambda: _blocks(forecast))
 
 
