@@ -133,6 +133,17 @@ def test_numbers_of_other_formats_are_measured_and_their_blocks_counted(workshop
     }
 
 
+def test_a_tensor_whose_bytes_are_the_same_in_another_order_changed(workshop: Workshop, tmp_path: Path) -> None:
+    square = np.arange(9.0).reshape(3, 3)
+    for tag, order in (("c", square), ("f", square.T)):
+        np.save(tmp_path / "square.npy", order)
+        workshop.store.push(tmp_path / "square.npy", "acme/square", tag=tag)
+    (change,) = workshop.store.diff("acme/square@c", "acme/square@f", stats=True).tensors
+    assert change.kind == "changed"
+    assert change.stats is not None
+    assert (change.stats.changed, change.stats.max_change) == (6, 4.0)
+
+
 def test_only_what_is_included_is_listed_and_read(workshop: Workshop, tmp_path: Path) -> None:
     for number in (1, 2):
         weights = {

@@ -226,6 +226,7 @@ VERBS: dict[str, Callable[[Store], object]] = {
     "rm": lambda store: store.rm(f"{MODEL}@{store.model(f'{MODEL}@v0').version.id}"),
     "rm model": lambda store: store.rm_model(MODEL),
     "gc": lambda store: store.gc(grace_s=0),
+    "plan": lambda store: store.plan(small_weights(5), MODEL),
     "gc dry run": lambda store: store.gc(dry_run=True),
     "device lost": lambda store: store.devices.lost("d0"),
 }

@@ -1,4 +1,4 @@
-"""What differs between two versions: files by SHA-256, tensors by digest, dtype and shape; equal content moved is a rename."""
+"""What differs between two versions: files by SHA-256, tensors by digest, dtype, shape and strides; equal content moved is a rename."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -85,8 +85,9 @@ def _diff_tensors(old: Manifest, new: Manifest) -> list[TensorChange]:
     return changes
 
 
-def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
-    return tensor.dtype, tensor.shape, tensor.digest
+def _content(tensor: Tensor) -> tuple[object, ...]:
+    # With other strides the same bytes are other values: a square matrix and its transpose.
+    return tensor.dtype, tensor.shape, tensor.strides, tensor.digest
 
 
 def _find_renamed(before: Mapping[str, _Row], after: Mapping[str, _Row], content: Any) -> dict[str, str]:

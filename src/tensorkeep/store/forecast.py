@@ -21,6 +21,7 @@ from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.names import parse_model_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.forecast_parts import ForeseenCopies, ForeseenParts, foresee_copies
+from tensorkeep.store.journal import refuse_stale
 from tensorkeep.store.places import LOCAL_DEVICE, LOCAL_NAME
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_plan import PushPlan, known_structure, plan_push
@@ -53,6 +54,7 @@ def forecast_push(
     naming = parse_layer_pattern(options.layer_pattern)
     sources = open_sources(source)
     target, shares = _find_devices(context, model, options)
+    refuse_stale(context)
     base = open_base(context, target, options)
     plan = plan_push(
         context,

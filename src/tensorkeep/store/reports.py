@@ -34,8 +34,8 @@ class PushReport:
     """What a push did.
 
     ``parts`` and ``bytes`` are the version's; ``new_parts`` and ``new_bytes`` those that were not stored before, each counted
-    once; ``written_bytes`` all copies on all devices; ``device_bytes`` the same by device name. ``notes`` are of files that were
-    read, not of those known to be unchanged.
+    once; ``written_bytes`` all copies on all devices; ``device_bytes`` the same by device name. Bytes that were written are those of
+    manifest, checks and version record too. ``notes`` are of files that were read, not of those known to be unchanged.
     """
 
     created: bool
@@ -102,7 +102,7 @@ class PushForecast:
 
     ``parts`` and ``bytes`` are the version's; ``new_parts`` and ``new_bytes`` those that would be written, each counted once,
     ``new_packs`` those of them that gather small items. Where ``exact`` is False, parts that are equal to each other or stored
-    already count as new: only who reads them knows. The ``devices`` tell of all copies; ``warnings`` say why a push would fail, or
+    already count as new: only who reads them knows. The ``devices`` tell of all copies, of parts alone; ``warnings`` say why a push would fail, or
     leave copies out.
     """
 

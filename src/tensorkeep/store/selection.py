@@ -74,7 +74,9 @@ def layer_name(tensor: TensorInfo) -> str | None:
 
 def natural_key(name: str) -> list[Any]:
     """Return what sorts names as people do: ``layers.2`` before ``layers.10``."""
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in _DIGITS.split(name) if part]
+    # Numbers by length, then digit by digit: a name may have more digits than Python turns into an int.
+    parts = [(part, part.lstrip("0")) for part in _DIGITS.split(name) if part]
+    return [(0, len(n), n, part) if _DIGITS.match(part) else (1, 0, "", part) for part, n in parts]
 
 
 def _fits_shape(shape: Sequence[int], pattern: ShapePattern) -> bool:

@@ -62,8 +62,9 @@ def test_names_sort_with_their_numbers_as_such_and_sizes_from_the_largest() -> N
 
 
 def test_any_two_names_can_be_compared() -> None:
-    names = ["", "1", "a", "1a", "a1", "a01", "10", "9", "٣", "a.1.b", "a.1"]
+    names = ["", "1", "a", "1a", "a1", "a01", "10", "9", "٣", "a.1.b", "a.1", "0", "00", "a" + "9" * 5000]
     assert sorted(sorted(names, reverse=True), key=natural_key) == sorted(names, key=natural_key)
+    assert sorted(["a10", "a9", "a09", "a" + "1" * 5000, "a100"], key=natural_key)[-2:] == ["a100", "a" + "1" * 5000]
 
 
 @pytest.mark.parametrize(
