@@ -251,7 +251,8 @@ def test_layers_are_told_apart_and_by_layer_they_are_balanced(
 
 
 def test_arrays_are_planned_too_and_bad_words_are_refused(workshop: Workshop, tmp_path: Path) -> None:
-    forecast = workshop.store.plan({"h.0.w": np.zeros((3, 4), np.float32)})
+    forecast = workshop.store.plan({"h.0.w": np.zeros((3, 4), np.float32)}, "zeros")
+    assert forecast.model == "default/zeros", "spelled as push spells it"
     assert [(file.format, file.tensors) for file in forecast.files] == [("safetensors", 1)]
     with pytest.raises(NotFound):
         workshop.store.plan(tmp_path / "nothing")

@@ -629,10 +629,13 @@ def test_the_sentence_tells_the_facts_that_decided() -> None:
         "devices gets about 16 or more"
     )
     assert why(text) == (
-        "no file is of a known tensor format, so files are cut at fixed sizes; the model is small, so parts have at most the "
-        "least part size, 4 MiB"
+        "no file is of a known tensor format, so files are cut at fixed sizes; all under 1 MiB are gathered in packs; the model "
+        "is small, so parts have at most the least part size, 4 MiB"
     )
     heavy = SourceFile("z.bin", 10**12, "opaque", ())
+    assert "at fixed sizes; 1 under 1 MiB is gathered in packs; " in why(text, heavy)
+    lone = SourceFile("m.npy", 2 * MIB, "npy", tensors_of([2 * MIB], layers=1))
+    assert why(lone).startswith("1 tensor in npy files holds 100 % of the bytes, so ")
     assert why(weights, heavy) == (
         "files of no known tensor format hold 99 % of the bytes, so files are cut at fixed sizes; the model is large, so "
         "parts have at most the greatest part size, 64 MiB"

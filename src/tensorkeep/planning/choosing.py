@@ -79,8 +79,9 @@ def auto_part_size(total_bytes: int, device_count: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a choice is made by: bytes in all and in files of known formats, those formats, and the sizes of their tensors."""
+    """What a choice is made by: sizes of files, bytes in those of known formats, those formats, and the sizes of their tensors."""
 
+    sizes: tuple[int, ...]
     total_bytes: int
     known_bytes: int
     formats: tuple[str, ...]
@@ -90,6 +91,7 @@ class _Facts:
     def of(cls, files: Sequence[SourceFile]) -> "_Facts":
         known = [file for file in files if file.format != OPAQUE]
         return cls(
+            tuple(file.size_bytes for file in files if file.size_bytes),
             sum(file.size_bytes for file in files),
             sum(file.size_bytes for file in known),
             tuple(sorted({file.format for file in known})),
@@ -113,7 +115,7 @@ def _choose_method(
         share = _percent(total - known, total)
         return SIZE, f"files of no known tensor format hold {share} of the bytes, so files are cut at fixed sizes"
     tensors = f"{_count(len(facts.lengths), 'tensor')} in {' and '.join(facts.formats)} files"
-    where = f"{tensors} hold {_percent(known, total)} of the bytes"
+    where = f"{tensors} {'holds' if len(facts.lengths) == 1 else 'hold'} {_percent(known, total)} of the bytes"
     layers, changes = _count_layers(files, naming)
     if layers > 1 and changes >= SCATTERED * layers:
         scattered = f"their {layers} layers lie in {changes:,} places"
@@ -138,7 +140,11 @@ def _count_layers(files: Sequence[SourceFile], naming: LayerNaming) -> tuple[int
 
 
 def _why_packs(facts: _Facts, method: Method, part_size: int) -> str:
-    """Return what becomes of small and of large tensors, where there are any."""
+    """Return what becomes of small and of large tensors, or of small files, where there are any."""
+    if method == SIZE:
+        few = sum(1 for size in facts.sizes if size < SMALL_ITEM_BYTES)
+        which = "all" if few == len(facts.sizes) else f"{few:,}"
+        return f"; {which} under 1 MiB {'is' if which == '1' else 'are'} gathered in packs" if few else ""
     small = sum(1 for length in facts.lengths if length < SMALL_ITEM_BYTES) if method.cuts_tensors else 0
     large = sum(1 for length in facts.lengths if length >= part_size + SMALL_ITEM_BYTES) if method.cuts_tensors else 0
     words = []

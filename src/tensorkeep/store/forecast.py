@@ -73,7 +73,7 @@ def forecast_push(
     choice = choose_copies(needs, {part: copies.after_push(part) for part in needs}, known_rates(target.devices))
     new = [part for part in parts.new if copies.written[part] and not copies.held[part]]
     return PushForecast(
-        model=model,
+        model=None if model is None else str(parse_model_name(model)),
         method=str(plan.choice.method),
         part_size=plan.choice.part_size,
         why=plan.choice.why,
