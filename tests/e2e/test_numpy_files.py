@@ -52,6 +52,15 @@ def assert_same(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
     assert found.tobytes() == expected.tobytes()
 
 
+def without_padding(value: Any) -> npt.NDArray[Any]:
+    """Return the bytes that count of a single number, else the array: taking one 80-bit float out leaves its padding to chance."""
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "fc" or np.finfo(array.dtype).dtype != np.dtype(np.longdouble):
+        return array
+    assert array.dtype.isnative
+    return array.reshape(1).view(np.uint8).reshape(-1, 16)[:, :10]
+
+
 @pytest.mark.parametrize("split", ["tensor", "size"])
 def test_every_array_is_loaded_as_numpy_loads_it(folder: Path, split: str, workshop: Workshop, tmp_path: Path) -> None:
     workshop.store.push(folder, f"numpy/{split}", split=split)
@@ -93,7 +102,8 @@ def test_a_slice_of_an_array_is_numpys_slice(folder: Path, order: str, index: An
     for dtype in ("<f4", ">f8", "<c16", ">c32", "<M8[ns]", "|b1"):
         with np.load(folder / f"{stem_of(dtype)}.npz") as archive:
             expected = archive[f"cube{order}"]
-        assert_same(np.asarray(model[f"{stem_of(dtype)}.npz::cube{order}"][index]), np.asarray(expected[index]))
+        found = model[f"{stem_of(dtype)}.npz::cube{order}"][index]
+        assert_same(without_padding(found), without_padding(expected[index]))
 
 
 def test_torch_gets_the_dtypes_it_has_and_says_which_it_has_not(folder: Path, workshop: Workshop) -> None:
