@@ -4,6 +4,7 @@
 ``tensorkeep.frameworks``, and third parties can register theirs. See ``docs/design/001-rooms-and-runtime.md``.
 """
 
+import math
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol
 
@@ -64,7 +65,7 @@ def empty_array(dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return an empty numpy array for a tensor, in page-aligned memory that the array alone keeps."""
     kind = get_dtype(dtype)
     packed = packed_shape(shape, kind)
-    count = int(np.prod(packed, dtype=np.int64)) if packed else 1
+    count = math.prod(packed)  # not numpy's: 15 µs each, and a model may have 60,000 tensors
     if count == 0:
         return np.empty(packed, dtype=kind.numpy)
     return np.frombuffer(allocate(count * kind.numpy.itemsize), dtype=kind.numpy).reshape(packed)
