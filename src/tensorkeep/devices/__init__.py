@@ -8,7 +8,7 @@ from tensorkeep.devices.bandwidth import measure_bandwidth
 from tensorkeep.devices.forwarding import ForwardingDevice, innermost
 from tensorkeep.devices.local import LocalDevice
 from tensorkeep.devices.memory import MemoryDevice, forget_memory
-from tensorkeep.devices.opening import local_path, normalize_url, open_device
+from tensorkeep.devices.opening import local_path, normalize_url, open_device, same_place
 from tensorkeep.devices.protocol import Device, ObjectInfo
 from tensorkeep.devices.rate_limit import RateLimitedDevice
 from tensorkeep.devices.retrying import RetryDevice, RetryPolicy
@@ -28,4 +28,5 @@ __all__ = [
     "measure_bandwidth",
     "normalize_url",
     "open_device",
+    "same_place",
 ]

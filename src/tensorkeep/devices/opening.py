@@ -1,7 +1,7 @@
 """From a URL to a device, and from what a user typed to the one canonical form of a URL.
 
 Canonical: ``file:///absolute/path``, every byte outside ``A-Za-z0-9_.-~/`` percent-encoded, no ``.``, ``..``, doubled or last
-slash; ``memory://name``. Source: RFC 3986, RFC 8089.
+slash; ``memory://name``; object stores as in `tensorkeep.devices.object_store_url`. Source: RFC 3986, RFC 8089.
 """
 
 import os
@@ -10,12 +10,13 @@ from urllib.parse import quote, unquote_to_bytes
 
 from tensorkeep.devices.local import LocalDevice
 from tensorkeep.devices.memory import MemoryDevice
+from tensorkeep.devices.object_store_url import OBJECT_STORE_SCHEMES, is_object_store_url, parse_object_store_url
 from tensorkeep.devices.protocol import Device
 from tensorkeep.devices.rate_limit import RateLimitedDevice
 from tensorkeep.errors import InvalidInput
 from tensorkeep.runtime import Runtime
 
-SCHEMES = ("file", "memory")
+SCHEMES = ("file", *OBJECT_STORE_SCHEMES, "memory")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=/)")
 _MEMORY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
@@ -30,6 +31,8 @@ def open_device(url: str, *, runtime: Runtime, rate_limit_bytes_per_s: int | Non
     """
     canonical = normalize_url(url)
     device: Device
+    if is_object_store_url(canonical):
+        raise InvalidInput(f"{canonical}: devices on object stores are not built yet", url=canonical)
     if canonical.startswith("memory://"):
         device = MemoryDevice(canonical.removeprefix("memory://"))
     else:
@@ -48,6 +51,8 @@ def normalize_url(text: str) -> str:
     Raises:
         InvalidInput: an unknown scheme, a relative path, or a malformed URL.
     """
+    if is_object_store_url(text):
+        return parse_object_store_url(text).url
     found = _SCHEME.match(text)
     if not found:
         return _file_url(text, text)
@@ -58,7 +63,16 @@ def normalize_url(text: str) -> str:
     if scheme == "memory":
         return _memory_url(rest, text)
     known = ", ".join(f"{name}://" for name in SCHEMES)
-    raise InvalidInput(f"the device URL {text!r} has the unknown scheme {scheme!r}: known are {known}", url=text)
+    # What may be a password is not repeated.
+    shown = f"{scheme}:…" if "@" in text or "?" in text else text
+    raise InvalidInput(f"the device URL {shown!r} has the unknown scheme {scheme!r}: known are {known}", scheme=scheme)
+
+
+def same_place(url: str, other: str) -> bool:
+    """Return whether two canonical URLs name one place: for object stores the credentials don't tell places apart."""
+    if is_object_store_url(url) and is_object_store_url(other):
+        return parse_object_store_url(url).identity == parse_object_store_url(other).identity
+    return url == other
 
 
 def local_path(url: str) -> str:

@@ -1,6 +1,6 @@
-"""What a process is given from outside: clock, randomness, workers, failpoints.
+"""What a process is given from outside: clock, randomness, workers, failpoints, environment.
 
-Nothing above this room reads the time, draws a random number, starts a thread or sleeps by itself: it is handed a
+Nothing above this room reads the time or a variable, draws a random number, starts a thread or sleeps by itself: it is handed a
 `Runtime`. Production uses `system_runtime()`; tests hand in a clock that stands still, seeded randomness, or a failpoint
 that kills the process at a named step; a simulator can hand in workers that run one at a time.
 """

@@ -4,7 +4,7 @@ import msgspec
 
 from tensorkeep.catalog.protocol import DeviceHead
 from tensorkeep.devices.bandwidth import measure_bandwidth
-from tensorkeep.devices.opening import normalize_url, open_device
+from tensorkeep.devices.opening import normalize_url, open_device, same_place
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, Unavailable
 from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identity
@@ -46,7 +46,7 @@ def add_device(
                 raise AlreadyExists(
                     f"device {facts.name} exists ({facts.url}, {facts.state}): choose another name", device=name
                 )
-            if facts.url == canonical and facts.state == "active":
+            if same_place(facts.url, canonical) and facts.state == "active":
                 raise AlreadyExists(
                     f"{facts.url} is the device {facts.name} already: choose another place", device=name
                 )
