@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Migrations, oldest first; the last one is what this tensorkeep writes."""
 
 HEAD = REVISIONS[-1]
@@ -76,6 +76,8 @@ devices = Table(
     Column("rate_limit", BigInteger),
     Column("untrusted", Boolean, nullable=False),
     Column("flushed_seq", BigInteger, nullable=False, default=0),
+    # What the last check found, as the JSON that the journal has too.
+    Column("conformance", Text),
     sqlite_autoincrement=True,
 )
 

@@ -11,7 +11,7 @@ from tensorkeep.catalog.image import check_image, object_sizes
 from tensorkeep.catalog.protocol import CatalogImage
 from tensorkeep.catalog.sql_commit import insert_version_parts
 from tensorkeep.catalog.sql_journal import append_snapshot, insert_row, read_end
-from tensorkeep.catalog.sql_rows import find_part_ids, location_values, model_values, values_of
+from tensorkeep.catalog.sql_rows import device_values, find_part_ids, location_values, model_values, values_of
 from tensorkeep.errors import AlreadyExists
 
 
@@ -48,7 +48,7 @@ def _insert_state(connection: Connection, image: CatalogImage) -> None:
     for device in state.devices.values():
         # A device may hold entries of a history that was given up: never more than this one has.
         flushed = min(image.flushed.get(device.id, 0), last_seq)
-        connection.execute(insert(schema.devices).values(**values_of(device), flushed_seq=flushed))
+        connection.execute(insert(schema.devices).values(**device_values(device), flushed_seq=flushed))
     for model in state.models.values():
         connection.execute(insert(schema.models).values(**model_values(model)))
     for version in state.versions.values():

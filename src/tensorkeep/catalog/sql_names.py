@@ -9,13 +9,13 @@ from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import Transaction
 from tensorkeep.catalog.sql_journal import append
 from tensorkeep.catalog.sql_rows import (
+    device_values,
     find_model_where,
     get_model,
     model_values,
     read_devices,
     read_refs,
     read_versions,
-    values_of,
 )
 from tensorkeep.errors import NotFound
 from tensorkeep.records.device import DeviceFacts
@@ -41,9 +41,9 @@ def change_device(tx: Transaction, old: DeviceFacts | None, new: DeviceFacts, no
     rules.check_device_change(old, new, read_devices(tx.connection))
     table = schema.devices
     if old is None:
-        tx.connection.execute(insert(table).values(**values_of(new), flushed_seq=0))
+        tx.connection.execute(insert(table).values(**device_values(new), flushed_seq=0))
     else:
-        tx.connection.execute(update(table).where(table.c.id == new.id).values(**values_of(new)))
+        tx.connection.execute(update(table).where(table.c.id == new.id).values(**device_values(new)))
     return append(tx, [DeviceChanged(old=old, new=new)], now)
 
 

@@ -10,8 +10,10 @@ from tensorkeep.catalog import schema
 from tensorkeep.catalog.database import chunks
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.errors import NotFound
+from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import ModelFacts, RefFacts, StoreState, VersionFacts
+from tensorkeep.records.json_text import decode_canonical, encode_canonical
 from tensorkeep.records.naming import ObjectKind
 
 LOCATION_COLUMNS = (
@@ -74,7 +76,19 @@ def model_values(facts: ModelFacts) -> dict[str, Any]:
 def read_devices(connection: Connection) -> list[DeviceFacts]:
     """Return all devices in order of being added."""
     rows = connection.execute(select(*_DEVICE_COLUMNS).order_by(schema.devices.c.number))
-    return [DeviceFacts(**row._mapping) for row in rows]
+    return [DeviceFacts(**{**row._mapping, "conformance": _parse_conformance(row.conformance)}) for row in rows]
+
+
+def device_values(facts: DeviceFacts) -> dict[str, Any]:
+    """Return a device's row, without what was sent to it."""
+    found = facts.conformance
+    return {**values_of(facts), "conformance": encode_canonical(found).decode() if found else None}
+
+
+def _parse_conformance(text: str | None) -> Conformance | msgspec.UnsetType:
+    return (
+        msgspec.UNSET if text is None else decode_canonical(text.encode(), Conformance, what="conformance of a device")
+    )
 
 
 def read_models(connection: Connection) -> list[ModelFacts]:

@@ -28,8 +28,12 @@ _COMPUTED = (
 def to_plain(value: Any) -> Any:
     """Return a report as what JSON knows: dataclasses, structs and named tuples as objects, bytes as hex.
 
-    A number that is not finite becomes null.
+    A number that is not finite becomes null, and so does a field that is unset.
     """
+    from msgspec import UNSET
+
+    if value is UNSET:
+        return None
     if isinstance(value, float):
         return value if math.isfinite(value) else None  # JSON knows neither infinity nor NaN
     if value is None or isinstance(value, (str, bool, int)):

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from tensorkeep.errors import Format
+from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.json_text import decode_canonical, encode_canonical
 from tensorkeep.records.layout import LAYOUT_VERSION
 from tensorkeep.records.sealing import seal, unseal
@@ -27,7 +28,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A device as the catalog and the journal know it.
 
     Sizes are bytes, rates bytes per second. ``rate_limit`` is a limit that the user set; ``bandwidth`` what was given or
-    measured. ``lost`` devices are never read or written again.
+    measured. ``lost`` devices are never read or written again. ``conformance`` is what the last check found; unset (false), and
+    not in the record's JSON, where there was none: so are the entries of before there were checks.
     """
 
     id: str
@@ -40,6 +42,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth: int | None = None
     rate_limit: int | None = None
     untrusted: bool = False
+    conformance: Conformance | msgspec.UnsetType = msgspec.UNSET
 
 
 def counted_devices(devices: Iterable[DeviceFacts]) -> list[DeviceFacts]:

@@ -10,6 +10,7 @@ import msgspec
 from tensorkeep.catalog.protocol import Catalog, CatalogImage, Committed, ObjectKey
 from tensorkeep.catalog.rules import version_keys
 from tensorkeep.errors import TensorkeepError
+from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import ModelFacts, RefKind, StoreState, VersionFacts, decode_entry, fold_entries
 from tensorkeep.records.names import parse_model_name
@@ -242,6 +243,7 @@ class Operations:
             url=f"file:///{name}",
             zone=self._random.choice(("r1", "r2", "r3")),
             durability="soft" if self._random.random() < 0.1 else "durable",
+            conformance=_CONFORMANCE if self._random.random() < 0.5 else msgspec.UNSET,
         )
         self._ask(lambda c: c.change_device(None, facts, heads=(), now=self._scene.clock.now()))
 
@@ -297,4 +299,7 @@ def _answer(operation: Callable[[Catalog], Any], catalog: Catalog) -> Any:
         return error.to_dict()
 
 
+_CONFORMANCE = Conformance(
+    checked_at="2026-01-31T23:59:59.000001Z", form="short", verdict="accepted", refused_checksums=("md5",)
+)
 _DEVICE = DeviceFacts(id="", name="", url="", zone="", durability="durable")

@@ -27,8 +27,8 @@ NEXT = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9000"
+down_revision = "HEAD"
 
 def upgrade() -> None:
     """Add a column."""
@@ -102,10 +102,10 @@ def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     create_catalog(url_of(tmp_path), store=STORE, policy="replicas=1", runtime=RUNTIME).close()
     scripts = tmp_path / "100% migrations"
     shutil.copytree(Path(migrations.__file__).parent, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_next.py").write_text(NEXT)
+    (scripts / "versions" / "9000_next.py").write_text(NEXT.replace("HEAD", schema.HEAD))
     monkeypatch.setattr(migrating, "SCRIPTS", str(scripts))
-    monkeypatch.setattr(schema, "REVISIONS", ("0001", "0002"))
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(schema, "REVISIONS", (*schema.REVISIONS, "9000"))
+    monkeypatch.setattr(schema, "HEAD", "9000")
     return url_of(tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_an_older_catalog_is_migrated_when_opened(older: str, tmp_path: Path) ->
     catalog.close()
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     assert connection.execute("SELECT comment FROM store").fetchall() == [(None,)]
-    assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
+    assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9000",)]
     connection.close()
     open_catalog(older, runtime=RUNTIME, read_only=True).close()
 

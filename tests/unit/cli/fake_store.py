@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from tensorkeep.cli.session import Doors
 from tensorkeep.errors import TensorkeepError
+from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.join_file import JoinReport
 from tensorkeep.store.known_names import KnownNames
@@ -54,6 +55,17 @@ FACTS = DeviceFacts(
     durability="durable",
     capacity=2_000_000_000_000,
     bandwidth=3_000_000_000,
+    conformance=Conformance(
+        checked_at="2026-01-02T03:04:05.678901Z",
+        form="short",
+        verdict="accepted",
+        conditional_create="exact",
+        file_system="ext4",
+        read_p50_us=90,
+        read_p99_us=200,
+        write_p50_us=1900,
+        write_p99_us=12_000,
+    ),
 )
 DEVICE = DeviceStatus(
     facts=FACTS, problem=None, objects=12, bytes=1_500_000_000, bad_objects=0, free_bytes=10**12, journal_behind=0

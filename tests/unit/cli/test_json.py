@@ -21,8 +21,11 @@ OPEN = ("aliases", "device_bytes", "branches", "tags", "metadata")
 """Objects whose keys are names, not promises."""
 
 SHARED = {
-    "device lost": "device add",
+    "device lost → conformance": "device add → conformance",
+    "device ls → devices[] → conformance": "device add → conformance",
+    "status → devices[] → conformance": "device add → conformance",
     "status → devices[]": "device ls → devices[]",
+    "device lost": "device add",
     "show → version": "push",
     "log → entries[] → version": "push",
     "ls MODEL → versions[]": "push",

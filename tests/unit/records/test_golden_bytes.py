@@ -1,8 +1,10 @@
 """The bytes of layout v1, written out: what is on devices can't be changed later, so these literals never change."""
 
+import msgspec
 import zstandard
 
 from tensorkeep.records.checks import encode_checks
+from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.device import DeviceFacts, DeviceIdentity, decode_identity, encode_identity
 from tensorkeep.records.digest import blake3_160, blake3_256, block_checks, xxh3_64
 from tensorkeep.records.history import (
@@ -118,6 +120,21 @@ ENTRY = JournalEntry(
         VersionRemoved(version=VERSION_FACTS),
     ),
 )
+CONFORMANCE = Conformance(
+    checked_at=MOMENT,
+    form="full",
+    verdict="accepted",
+    conditional_create="exact",
+    compare_and_swap="broken",
+    refused_checksums=("md5", "sha256"),
+    clock_offset_s=-3,
+    read_p50_us=900,
+)
+CONFORMANCE_JSON = (
+    '{"checked_at":"2026-01-31T23:59:59.000001Z","clock_offset_s":-3,"compare_and_swap":"broken",'
+    '"conditional_create":"exact","form":"full","read_p50_us":900,"refused_checksums":["md5","sha256"],'
+    '"verdict":"accepted"}'
+)
 _DEVICE_JSON = (
     '{"bandwidth":5,"capacity":null,"durability":"durable","id":"01JD000000DEVC0000000000BB","name":"nvme0",'
     '"rate_limit":null,"state":"active","untrusted":false,"url":"file:///mnt/nvme0","zone":"rack1"}'
@@ -198,6 +215,15 @@ def test_a_journal_entry_is_this_json_and_named_by_its_blake3() -> None:
     assert stored == ENTRY_JSON
     assert digest == blake3_256(ENTRY_JSON)
     assert decode_entry(ENTRY_JSON) == ENTRY
+
+
+def test_what_a_check_found_stands_in_the_devices_entry_without_what_it_did_not_find() -> None:
+    checked = msgspec.structs.replace(DEVICE_FACTS, conformance=CONFORMANCE)
+    entry = msgspec.structs.replace(ENTRY, changes=(DeviceChanged(old=DEVICE_FACTS, new=checked),))
+    stored = encode_entry(entry)[1]
+    new = _DEVICE_JSON.replace('"durability"', f'"conformance":{CONFORMANCE_JSON},"durability"')
+    assert stored.startswith(f'{{"changes":[{{"kind":"device","new":{new},"old":{_DEVICE_JSON}}}]'.encode())
+    assert decode_entry(stored) == entry
 
 
 def test_a_snapshot_is_this_json() -> None:
