@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.engines.fixtures"]
+
 # Seeded: the same examples on every run, and nothing kept between runs. `--soak` looks for new ones.
 settings.register_profile("suite", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.register_profile("soak", database=None, deadline=None, print_blob=True, max_examples=1000)
