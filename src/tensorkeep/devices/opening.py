@@ -10,9 +10,11 @@ from urllib.parse import quote, unquote_to_bytes
 
 from tensorkeep.devices.local import LocalDevice
 from tensorkeep.devices.memory import MemoryDevice
+from tensorkeep.devices.object_store import ObjectStoreDevice
 from tensorkeep.devices.object_store_url import OBJECT_STORE_SCHEMES, is_object_store_url, parse_object_store_url
 from tensorkeep.devices.protocol import Device
 from tensorkeep.devices.rate_limit import RateLimitedDevice
+from tensorkeep.devices.retrying import RetryDevice
 from tensorkeep.errors import InvalidInput
 from tensorkeep.runtime import Runtime
 
@@ -24,7 +26,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def open_device(url: str, *, runtime: Runtime, rate_limit_bytes_per_s: int | None = None) -> Device:
-    """Return the device at a URL or an absolute path, with a rate limit where one is given. Touches no disk.
+    """Return the device at a URL or an absolute path, with a rate limit where one is given. Touches no disk and no store.
 
     Raises:
         InvalidInput: an unknown scheme, a relative path, or a malformed URL.
@@ -32,8 +34,8 @@ def open_device(url: str, *, runtime: Runtime, rate_limit_bytes_per_s: int | Non
     canonical = normalize_url(url)
     device: Device
     if is_object_store_url(canonical):
-        raise InvalidInput(f"{canonical}: devices on object stores are not built yet", url=canonical)
-    if canonical.startswith("memory://"):
+        device = RetryDevice(ObjectStoreDevice(parse_object_store_url(canonical), runtime=runtime), runtime=runtime)
+    elif canonical.startswith("memory://"):
         device = MemoryDevice(canonical.removeprefix("memory://"))
     else:
         device = LocalDevice(local_path(canonical), runtime=runtime, url=canonical)

@@ -1,0 +1,285 @@
+"""A bucket, or a prefix in one, as a device (``s3:``, ``gs:``, ``az:``), over obstore.
+
+One object is one PUT, with its SHA-256 in the signature, so that a store refuses what was damaged on its way; there are no
+multipart uploads, so nothing unfinished can lie about. A put whose answer is lost or unclear is read back: it is a success
+if the very bytes are there; otherwise it is `Unavailable` with ``passing=True``, and whoever wrote takes a new name, since the
+old one may still appear. An absent bucket is never an absent object.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from blake3 import blake3
+from typing_extensions import Buffer
+
+from tensorkeep.devices.buffers import byte_views, count_bytes
+from tensorkeep.devices.object_names import UNFINISHED_FOLDER, check_object_name, folders_to_list
+from tensorkeep.devices.object_store_clients import SIGNED_FOR_S, Method, ObjectStoreClients, SignedRequest
+from tensorkeep.devices.object_store_errors import Answer, missing_place, read_answer, translate_answer
+from tensorkeep.devices.object_store_url import ObjectStorePlace
+from tensorkeep.devices.protocol import ObjectInfo
+from tensorkeep.errors import AlreadyExists, Integrity, InvalidInput, NotFound, TensorkeepError, Unavailable
+from tensorkeep.records.device import IDENTITY_NAME, Durability
+from tensorkeep.records.layout import MIB
+from tensorkeep.runtime import Runtime
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta, PutMode
+
+T = TypeVar("T")
+
+_LISTING_PAGE = 1000
+_ANY_SIZE = 64 * MIB
+_SCRATCH_AGE_S = 3600.0
+"""Objects in ``tmp`` younger than this are nobody's to sweep: no lock tells whether their writer lives."""
+
+
+class ObjectStoreDevice:
+    """Objects under a prefix of a bucket. See `tensorkeep.devices.protocol.Device`; thread safe.
+
+    Args:
+        place: where, and which credentials.
+        runtime: the environment that the credentials are looked up in, and the clock.
+    """
+
+    def __init__(self, place: ObjectStorePlace, *, runtime: Runtime) -> None:
+        self._place = place
+        self._runtime = runtime
+        self._clients = ObjectStoreClients(place, runtime)
+        self._conditional = True
+
+    @property
+    def url(self) -> str:
+        """The canonical URL, without keys."""
+        return self._place.url
+
+    @property
+    def durability(self) -> Durability:
+        """Always ``durable``: an object store answers a put when it has the object."""
+        return "durable"
+
+    def prepare(self) -> None:
+        """Return if the bucket is there and answers: no folders are needed.
+
+        Raises:
+            NotFound: there is no such bucket.
+        """
+        try:
+            self._check_bucket()
+        except Unavailable as error:
+            if error.facts.get("reason") == "no_bucket":
+                raise missing_place(self.url, adding=True) from None
+            raise
+
+    def read_identity(self) -> bytes | None:
+        """Return the identity, or None where the bucket answers and has none."""
+        try:
+            return self._get(IDENTITY_NAME)
+        except NotFound:
+            return None
+
+    def replace_identity(self, data: bytes) -> None:
+        """Put the identity in place of the one before, as one object."""
+        answer = self._try_put(IDENTITY_NAME, [memoryview(data)], len(data), "overwrite")
+        if answer is not None:
+            self._resolve(answer, IDENTITY_NAME, [memoryview(data)])
+
+    def put(self, name: str, data: Sequence[Buffer]) -> None:
+        """Put an object in one request."""
+        check_object_name(name)
+        views = byte_views(data)
+        mode: PutMode = "create" if self._conditional else "overwrite"
+        answer = self._try_put(name, views, count_bytes(views), mode)
+        if answer is not None and answer.condition_is_unknown and mode == "create":
+            # Names are never used twice, so nothing hangs on the condition but the sight of a bug.
+            self._conditional = False
+            answer = self._try_put(name, views, count_bytes(views), "overwrite")
+        if answer is not None:
+            self._resolve(answer, name, views)
+
+    def flush(self) -> None:
+        """Return: what a put returned for is durable."""
+
+    def adopt_names(self) -> None:
+        """Return: what is listed is durable."""
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers with bytes of an object."""
+        check_object_name(name)
+        if offset < 0:
+            raise InvalidInput(f"reading {name} from the negative offset {offset}", object=name, offset=offset)
+        views = byte_views(buffers)
+        wanted = count_bytes(views)
+        if not wanted:
+            self.size_of(name)
+            return
+        source = self._get_range(name, offset, wanted)
+        if len(source) < wanted:
+            raise self._too_short(name, offset + len(source), offset + wanted)
+        at = 0
+        for view in views:
+            view[:] = source[at : at + view.nbytes]
+            at += view.nbytes
+
+    def read(self, name: str) -> bytes:
+        """Return a whole object."""
+        check_object_name(name)
+        return self._get(name)
+
+    def size_of(self, name: str) -> int:
+        """Return the size of an object in bytes."""
+        import obstore  # noqa: PLC0415 - a local store must not load it
+
+        check_object_name(name)
+        client = self._clients.of_size(0)
+        return self._ask(f"asking for {name}", name, lambda: obstore.head(client, self._key(name))["size"])
+
+    def iter_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects under a folder prefix, page by page; ``""`` is every folder of the layout but ``tmp``."""
+        skipped = len(self._key(""))
+        for folder in folders_to_list(prefix):
+            for meta in self._list(folder):
+                yield ObjectInfo(meta["path"][skipped:], meta["size"])
+
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        import obstore  # noqa: PLC0415 - a local store must not load it
+
+        check_object_name(name)
+        client = self._clients.of_size(0)
+        with suppress(NotFound):
+            self._ask(f"deleting {name}", name, lambda: obstore.delete(client, self._key(name)))
+
+    def sweep_unfinished(self, older_than_s: float) -> int:
+        """Remove what trials left in ``tmp``, if it is at least an hour old; puts leave nothing unfinished."""
+        latest = self._runtime.clock.now() - timedelta(seconds=max(older_than_s, _SCRATCH_AGE_S))
+        skipped = len(self._key(""))
+        old = [meta["path"][skipped:] for meta in self._list(UNFINISHED_FOLDER) if meta["last_modified"] < latest]
+        for name in old:
+            self.delete(name)
+        return len(old)
+
+    def free_bytes(self) -> int | None:
+        """Return None: a bucket does not say."""
+        return None
+
+    def sign(self, method: Method, name: str, expires_s: float = SIGNED_FOR_S) -> SignedRequest:
+        """Return a signed request for an object, which whoever has it may make; the same one again while it is fresh."""
+        check_object_name(name)
+        key = self._key(name)
+        return self._ask(f"signing a request for {name}", name, lambda: self._clients.sign(method, key, expires_s))
+
+    def signed_get(self, name: str) -> SignedRequest:
+        """Return a signed GET of an object, for an engine that reads ranges by itself."""
+        return self.sign("GET", name)
+
+    def forget_credentials(self) -> None:
+        """Look the credentials up again at the next request: after a refusal they may have been renewed."""
+        self._clients.forget()
+
+    def _try_put(self, name: str, views: Sequence[memoryview], size_bytes: int, mode: "PutMode") -> Answer | None:
+        """Return None for a success, else what the store answered."""
+        import obstore  # noqa: PLC0415 - a local store must not load it
+        from obstore.exceptions import BaseError  # noqa: PLC0415
+
+        client = self._clients.of_size(size_bytes)
+        try:
+            # A list of buffers is sent as it is, without a copy.
+            obstore.put(client, self._key(name), views or b"", mode=mode, use_multipart=False)
+        except (BaseError, OSError) as error:
+            return read_answer(error)
+        return None
+
+    def _resolve(self, answer: Answer, name: str, views: Sequence[memoryview]) -> None:
+        """Return if a put that was not answered with a success was one; else raise what to do about it."""
+        if answer.name_is_taken:
+            raise AlreadyExists(
+                f"{name} is already on {self.url}: physical names are never used twice", device=self.url, object=name
+            )
+        error = self._error(answer, f"writing {name}", name)
+        if isinstance(error, NotFound):
+            error = Unavailable(
+                f"writing {name} on {self.url} was answered with 404: check the endpoint", **error.facts
+            )
+        if not answer.put_is_unclear or not self._holds(name, views):
+            raise error
+
+    def _holds(self, name: str, views: Sequence[memoryview]) -> bool:
+        """Whether the store has these very bytes; False too where it can't tell."""
+        wanted = blake3()
+        for view in views:
+            wanted.update(view)
+        try:
+            size = self.size_of(name) if name != IDENTITY_NAME else None
+            if size is not None and size != count_bytes(views):
+                return False
+            return blake3(self._get(name)).digest() == wanted.digest()
+        except TensorkeepError:
+            return False
+
+    def _get(self, name: str) -> bytes:
+        import obstore  # noqa: PLC0415 - a local store must not load it
+
+        client = self._clients.of_size(_ANY_SIZE)
+        return self._ask(f"reading {name}", name, lambda: bytes(obstore.get(client, self._key(name)).bytes()))
+
+    def _get_range(self, name: str, offset: int, size_bytes: int) -> memoryview:
+        import obstore  # noqa: PLC0415 - a local store must not load it
+
+        client = self._clients.of_size(size_bytes)
+        key = self._key(name)
+        try:
+            return self._ask(
+                f"reading {name}",
+                name,
+                lambda: memoryview(obstore.get_range(client, key, start=offset, length=size_bytes)),
+            )
+        except Unavailable as error:
+            if error.facts.get("status") != 416:
+                raise
+        raise self._too_short(name, self.size_of(name), offset + size_bytes)
+
+    def _list(self, folder: str) -> "Iterator[ObjectMeta]":
+        import obstore  # noqa: PLC0415 - a local store must not load it
+
+        pages = iter(obstore.list(self._clients.of_size(0), self._key(folder), chunk_size=_LISTING_PAGE))
+        while (page := self._ask(f"listing {folder}/", None, lambda: next(pages, None))) is not None:
+            yield from page
+
+    def _check_bucket(self) -> None:
+        next(self._list(UNFINISHED_FOLDER), None)
+
+    def _key(self, name: str) -> str:
+        return f"{self._place.prefix}/{name}" if self._place.prefix else name
+
+    def _ask(self, doing: str, name: str | None, call: Callable[[], T]) -> T:
+        """Return what a call returns; raise our error for obstore's, not even chained: its text may hold a signature."""
+        from obstore.exceptions import BaseError  # noqa: PLC0415 - a local store must not load it
+
+        try:
+            return call()
+        except (BaseError, OSError) as error:
+            answer = read_answer(error)
+        raise self._error(answer, doing, name)
+
+    def _error(self, answer: Answer, doing: str, name: str | None) -> TensorkeepError:
+        if answer.object_is_absent and not answer.says_what_is_absent:
+            try:
+                self._check_bucket()
+            except TensorkeepError as lost:
+                return lost
+        error = translate_answer(answer, doing, url=self.url, name=name)
+        if answer.status in (401, 403):
+            self._clients.forget()
+        return error
+
+    def _too_short(self, name: str, size_bytes: int, needed_bytes: int) -> Integrity:
+        return Integrity(
+            f"{name} on {self.url} is shorter than expected: {size_bytes} bytes where {needed_bytes} are needed",
+            device=self.url,
+            object=name,
+            size_bytes=size_bytes,
+            needed_bytes=needed_bytes,
+        )
