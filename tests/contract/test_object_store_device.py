@@ -1,8 +1,8 @@
 """An object store keeps the contract of devices: Ceph's gateway, through the real client."""
 
+import os
 from collections.abc import Callable, Iterator
 
-import boto3
 import pytest
 
 from tensorkeep.devices import RateLimitedDevice, RetryDevice
@@ -11,10 +11,9 @@ from tensorkeep.devices.object_store_url import parse_object_store_url
 from tensorkeep.devices.protocol import Device
 from tensorkeep.runtime import ManualClock, Runtime
 from tensorkeep.testing.device_contract import DeviceContract, Place
+from tests.engines.servers import S3Account
 
-ENDPOINT = "http://127.0.0.1:7480"
-ENVIRONMENT = {"CEPH_ACCESS_KEY_ID": "testkey", "CEPH_SECRET_ACCESS_KEY": "testsecret"}
-BUCKET = "s3-contract"
+BUCKET = f"contract-{os.getpid()}"
 
 Wrapper = Callable[[Device], Device]
 WRAPPERS: dict[str, Wrapper] = {
@@ -33,14 +32,9 @@ class TestObjectStoreDevice(DeviceContract):
         return WRAPPERS[request.param]
 
     @pytest.fixture
-    def place(self, wrapper: Wrapper) -> Iterator[Place]:
-        client = boto3.client(
-            "s3",
-            endpoint_url=ENDPOINT,
-            region_name="us-east-1",
-            aws_access_key_id="testkey",
-            aws_secret_access_key="testsecret",
-        )
+    def place(self, wrapper: Wrapper, ceph: S3Account) -> Iterator[Place]:
+        client = ceph.client()
+        environment = ceph.environment("CEPH")
 
         def remove() -> None:
             for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
@@ -50,8 +44,8 @@ class TestObjectStoreDevice(DeviceContract):
             client.delete_bucket(Bucket=BUCKET)
 
         def open_device() -> Device:
-            url = parse_object_store_url(f"s3://{BUCKET}/team/a?endpoint={ENDPOINT}&credentials=env:CEPH")
-            return wrapper(ObjectStoreDevice(url, runtime=Runtime(environment=ENVIRONMENT)))
+            url = parse_object_store_url(ceph.device_url(BUCKET, "team/a", credentials="env:CEPH"))
+            return wrapper(ObjectStoreDevice(url, runtime=Runtime(environment=environment)))
 
         client.create_bucket(Bucket=BUCKET)
         gone: list[bool] = []
