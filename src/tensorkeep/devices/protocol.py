@@ -4,7 +4,8 @@ Every implementation passes ``tensorkeep.testing.device_contract``. Errors are o
 
 - `NotFound`: the device answers and the object is not there;
 - `Unavailable`: the device does not answer, or is suspect (an fsync failed), or the system reported an I/O error: "cannot
-  tell" is never "absent";
+  tell" is never "absent". With ``passing=True`` the device knows that its trouble may pass: a put is worth another try then,
+  under a new name;
 - `Integrity`: an object is shorter than asked for;
 - `Capacity`: no room (bytes or inodes); `PermissionDenied`: read-only, or not allowed.
 """

@@ -6,6 +6,7 @@ between learns it here, before the verb is acknowledged.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tensorkeep.catalog.protocol import Catalog, DeviceHead, JournalRow
 from tensorkeep.catalog.rules import check_heads
@@ -18,6 +19,7 @@ from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Fleet
+from tensorkeep.store.patience import put_patiently
 
 _BATCH = 500
 
@@ -135,7 +137,7 @@ def _send_backlog(
 ) -> None:
     while rows := catalog.journal_backlog(facts.id, limit=_BATCH):
         for row in rows:
-            device.put(entry_name(row, new_ulid(runtime)), [row.body])
+            put_patiently(device, partial(_fresh_name, row, runtime), [row.body], runtime=runtime)
         runtime.failpoints.hit("journal.written")
         device.flush()
         runtime.failpoints.hit("journal.flushed")
@@ -144,6 +146,10 @@ def _send_backlog(
         runtime.failpoints.hit("journal.recorded")
         if len(rows) < _BATCH:
             return
+
+
+def _fresh_name(row: JournalRow, runtime: Runtime) -> str:
+    return entry_name(row, new_ulid(runtime))
 
 
 def entry_name(row: JournalRow, ulid: str) -> str:

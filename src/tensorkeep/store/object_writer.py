@@ -2,7 +2,8 @@
 
 Each batch: `stage` (the rows exist before any upload starts), put on all devices in parallel, flush, `record_stored`. A device
 that is full or read-only gets nothing more in this push, one that does not answer is also not counted any more; its staged rows
-are condemned and the objects staged again elsewhere, if the policy finds room.
+are condemned and the objects staged again elsewhere, if the policy finds room. Where a device says that its trouble passes, they
+are staged again there, under new names, after a pause.
 """
 
 import threading
@@ -17,6 +18,7 @@ from tensorkeep.errors import Capacity, NotEnoughCopies, PermissionDenied, Tenso
 from tensorkeep.runtime import WorkerPool
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.journal import new_ulid
+from tensorkeep.store.patience import Patience
 
 _HEARTBEAT_S = 30.0
 
@@ -65,6 +67,7 @@ class ObjectWriter:
         self._lock = threading.Lock()
         self._down = set(down)
         self._closed: dict[str, TensorkeepError] = {}
+        self._patience = Patience(context.runtime)
         self._devices = context.fleet.writable()
         self._facts = {facts.id: facts for facts in context.catalog.list_devices()}
         self._epoch = context.catalog.info().epoch
@@ -93,10 +96,11 @@ class ObjectWriter:
         """
         self._beat()
         pending = list(objects)
+        failures: dict[str, int] = {}
         while pending:
-            pending = self._write_round(pending)
+            pending = self._write_round(pending, failures)
 
-    def _write_round(self, objects: list[NewObject]) -> list[NewObject]:
+    def _write_round(self, objects: list[NewObject], failures: dict[str, int]) -> list[NewObject]:
         runtime = self._context.runtime
         answers = self._stage(objects)
         runtime.failpoints.hit("push.staged")
@@ -117,10 +121,21 @@ class ObjectWriter:
         if failed:
             self._context.catalog.forget_staged(self._session, [location.id for _, location, _ in failed])
             self._take_room([location for _, location, _ in failed], give_back=True)
-            for _, location, error in failed:
-                if error is not None:
-                    self._close(location.device, error)
+            self._judge({location.device: error for _, location, error in failed if error is not None}, failures)
         return list({id(new): new for new, _, _ in failed}.values())
+
+    def _judge(self, errors: dict[str, TensorkeepError], failures: dict[str, int]) -> None:
+        """Close the devices that failed for good, and wait for those whose trouble passes."""
+        pauses_s = [0.0]
+        for device, error in errors.items():
+            failures[device] = failures.get(device, 0) + 1
+            pause_s = self._patience.pause_s(device, error, failures[device])
+            if pause_s is None:
+                self._close(device, error)
+            else:
+                pauses_s.append(pause_s)
+        self._context.runtime.clock.sleep(max(pauses_s))
+        self._beat()
 
     def _stage(self, objects: Sequence[NewObject]) -> list[Staging]:
         """Ask for places for objects, in one call; one by one where that could take more of a device than the user allows."""
@@ -193,6 +208,7 @@ class ObjectWriter:
             except TensorkeepError as error:
                 failure = error
                 break
+            self._patience.note_success(device_id)
             failpoints.hit("push.part_written")
             written.append((new, location))
         try:
