@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is fo
 
 import tensorkeep
 from bench.figures import Figure
+from bench.mixed_devices import mixed_device_figures
 from bench.rounds import Contender, copy_and_sync, make_warm, measure
 from bench.structure import structure_figures
 from bench.work import WORK, get_model, new_store, remove
@@ -100,6 +101,7 @@ def main() -> None:
         push_against_copy(source, words.rounds),
         unchanged_push(source, words.rounds),
         striping(words.rounds),
+        *mixed_device_figures(source, words.rounds),
         *structure_figures(words.rounds),
     ]
     for name in ("accept", "accept-1", f"accept-{DEVICES}"):

@@ -220,6 +220,11 @@ class MemoryCatalog:
             for key in keys
         }
 
+    def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
+        """Return the most copies that versions ask of each of these objects; unreferenced ones are left out."""
+        owed = {key: self._state.copies_owed(key) for key in keys}
+        return {key: copies for key, copies in owed.items() if copies}
+
     def locate_all(self, *, after: int, limit: int) -> list[Location]:
         """Return locations in any state but condemned, by id."""
         rows = [row.location for row in self._state.locations.values()]

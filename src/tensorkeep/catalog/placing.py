@@ -105,7 +105,7 @@ def _plan_one(
     picked = pick_devices(
         [(device, zones[device]) for device in request.candidates if device in usable],
         taken_devices=taken | refused,
-        taken_zones={zones[device] for device in taken},
+        taken_zones=[zones[device] for device in taken],
         count=missing,
     )
     return StagingPlan(

@@ -335,6 +335,9 @@ class Catalog(Protocol):
     def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
         """Return every location of these objects in state live, stored or bad on devices that are not lost."""
 
+    def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
+        """Return the most copies that versions which refer to these objects ask of each; unreferenced ones are left out."""
+
     def locate_all(self, *, after: int, limit: int) -> list[Location]:
         """Return locations in any state but condemned, by id, for walking the whole store."""
 

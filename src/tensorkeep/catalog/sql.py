@@ -194,6 +194,11 @@ class SqlCatalog:
         with self._db.read() as connection:
             return sql_reading.locate(connection, keys)
 
+    def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
+        """Return the most copies that versions ask of each of these objects; unreferenced ones are left out."""
+        with self._db.read() as connection:
+            return sql_reading.copies_owed(connection, keys)
+
     def locate_all(self, *, after: int, limit: int) -> list[Location]:
         """Return locations in any state but condemned, by id."""
         with self._db.read() as connection:

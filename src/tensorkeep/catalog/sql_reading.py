@@ -7,8 +7,8 @@ from sqlalchemy import Connection, Select, exists, func, literal_column, select,
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import chunks, lock_parts
 from tensorkeep.catalog.protocol import DeviceUsage, Location, ObjectKey, VersionUsage
-from tensorkeep.catalog.sql_owing import owed_by_version, usable_copies
-from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, location_of
+from tensorkeep.catalog.sql_owing import owed_by_version, read_owed, usable_copies
+from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of
 from tensorkeep.errors import NotFound
 from tensorkeep.records.naming import ObjectKind
 
@@ -30,6 +30,13 @@ def locate(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey,
                 location = location_of(row)
                 found[location.key].append(location)
     return found
+
+
+def copies_owed(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
+    """Return the most copies that versions ask of each of these objects; unreferenced ones are left out."""
+    part_ids = find_part_ids(connection, keys)
+    owed = read_owed(connection, list(part_ids.values()))
+    return {key: owed[part_id] for key, part_id in part_ids.items() if part_id in owed}
 
 
 def locate_all(connection: Connection, after: int, limit: int) -> list[Location]:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from tensorkeep.errors import InvalidInput
+from tensorkeep.records.layout import BLOCK_BYTES
 
 _REPLICAS = re.compile(r"replicas=([1-9][0-9]{0,2})\Z")
 _ERASURE = re.compile(r"ec=([1-9][0-9]{0,2})\+([1-9][0-9]{0,2})\Z")
@@ -68,6 +69,22 @@ def parse_policy(text: str) -> Policy:
     if match := _ERASURE.match(text):
         return ErasureCoded(int(match[1]), int(match[2]))
     raise InvalidInput(f"{text!r} is no redundancy policy: write replicas=N (N ≥ 1) or ec=K+M", policy=text)
+
+
+def fragment_bytes(size_bytes: int, data: int) -> int:
+    """Return F, the size of a fragment of a part cut into that many data fragments: whole blocks.
+
+    Data fragment i is bytes [i·F, (i+1)·F) of the part, so the last ones may be shorter, or empty.
+    """
+    share = -(-size_bytes // data)
+    return -(-share // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def form_of(policy: Policy, size_bytes: int) -> Policy:
+    """Return what a part of that size is kept as: a part under K blocks is kept as M+1 copies, since fragments save nothing."""
+    if isinstance(policy, ErasureCoded) and size_bytes < policy.data * BLOCK_BYTES:
+        return Replicas(policy.parity + 1)
+    return policy
 
 
 def metadata_copies(policy: Policy, device_count: int) -> int:

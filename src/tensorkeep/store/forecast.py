@@ -33,6 +33,7 @@ from tensorkeep.store.push_target import (
     find_target,
     imagine_target,
     open_base,
+    zone_warnings,
 )
 from tensorkeep.store.reports import DeviceForecast, FileForecast, LayerBalance, ProgressCallback, PushForecast
 from tensorkeep.store.sources import open_sources
@@ -86,7 +87,10 @@ def forecast_push(
         files=tuple(_describe_files(plan)),
         devices=tuple(_describe_devices(target, parts, copies, choice)),
         layers=_measure_layers(plan, parts, naming, copies, choice),
-        warnings=tuple(_warn_of_room(parts, copies, exact=exact)),
+        warnings=(
+            *zone_warnings(target, allow_soft=options.allow_soft),
+            *_warn_of_room(parts, copies, exact=exact),
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from tensorkeep.planning.slots import pick_devices
 from tensorkeep.planning.splitting import PlannedPart
 from tensorkeep.records.manifest import Extent
 from tensorkeep.records.naming import ObjectKind
+from tensorkeep.records.redundancy import Replicas
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.push_plan import Base, PushPlan
 from tensorkeep.store.push_target import PushTarget
@@ -97,9 +98,11 @@ def foresee_copies(
     """Return where each part is and where a push puts it; asks the catalog, writes nothing."""
     reachable = {facts.id for facts in target.devices} - set(target.down)
     counted = {f.id for f in target.devices if f.id in reachable and (allow_soft or f.durability == "durable")}
-    held = _find_holders(context, parts, reachable)
+    keys = {part: ObjectKey(ObjectKind.PART, digest) for part, digest in parts.digests.items()}
+    held = _find_holders(context, parts, keys, reachable)
+    owed = _find_owed(context, keys, target.copies)
     zones = {facts.id: facts.zone for facts in target.devices}
-    candidates = _candidates(plan, target, parts, shares, {n: held[n] & counted for n in held})
+    candidates = _candidates(plan, target, parts, shares, {n: held[n] & counted for n in held}, owed)
     room = {share.id: share.free_bytes for share in shares if share.free_bytes is not None}
     written: dict[int, list[str]] = {}
     crowded: list[int] = []
@@ -107,20 +110,27 @@ def foresee_copies(
         have = held[part] & counted
         wanted = [device for device in candidates.get(part, ()) if device in counted]
         fitting = [(device, zones[device]) for device in wanted if room.get(device, size) >= size]
-        owed = target.copies - len(have)
+        lacking = owed.get(part, target.copies) - len(have)
         written[part] = pick_devices(
-            fitting, taken_devices=have, taken_zones={zones[device] for device in have}, count=owed
+            fitting, taken_devices=have, taken_zones=[zones[device] for device in have], count=lacking
         )
         for device in written[part]:
             if device in room:
                 room[device] -= size
-        if len(written[part]) < owed and len(fitting) < len(wanted):
+        if len(written[part]) < lacking and len(fitting) < len(wanted):
             crowded.append(part)
     return ForeseenCopies({part: sorted(devices) for part, devices in held.items()}, written, crowded)
 
 
-def _find_holders(context: StoreContext, parts: ForeseenParts, reachable: set[str]) -> dict[int, set[str]]:
-    keys = {part: ObjectKey(ObjectKind.PART, digest) for part, digest in parts.digests.items()}
+def _find_owed(context: StoreContext, keys: Mapping[int, ObjectKey], copies: int) -> dict[int, int]:
+    """Return the copies that known parts will owe: what this push asks, or another version, the highest."""
+    owed = context.catalog.copies_owed(list(keys.values()))
+    return {part: max(copies, owed.get(key, 0)) for part, key in keys.items()}
+
+
+def _find_holders(
+    context: StoreContext, parts: ForeseenParts, keys: Mapping[int, ObjectKey], reachable: set[str]
+) -> dict[int, set[str]]:
     found = context.catalog.locate(list(keys.values()))
 
     def good(locations: Sequence[Location]) -> set[str]:
@@ -135,13 +145,14 @@ def _candidates(
     parts: ForeseenParts,
     shares: Sequence[DeviceShare],
     holders: Mapping[int, set[str]],
+    owed: Mapping[int, int],
 ) -> dict[int, tuple[str, ...]]:
     """Return the devices for each part, best first: of new ones by the split, of those that are kept where copies lack."""
-    placed = place_split(plan.split, shares, copies=target.copies)
+    placed = place_split(plan.split, shares, policy=target.policy)
     candidates = {part: placed[number] for part, number in parts.new.items()}
     kept = [part for part in range(len(parts.sizes)) if part not in parts.new]
-    if any(len(holders[part]) < target.copies for part in kept):
+    if any(len(holders[part]) < owed.get(part, target.copies) for part in kept):
         objects = [PartToPlace(parts.sizes[part], None, frozenset(holders[part])) for part in kept]
-        healed = place_parts(objects, shares, copies=min(target.copies, len(shares)))
+        healed = place_parts(objects, shares, policy=Replicas(min(target.copies, len(shares))))
         candidates |= dict(zip(kept, healed, strict=True))
     return candidates

@@ -224,6 +224,9 @@ class ObjectWriter:
         if not answer.missing:
             return
         have = len(answer.existing) + len(answer.staged)
+        if have >= new.copies:
+            self._warn("some parts have fewer copies than another version that shares them owes; repair is due")
+            return
         reasons = "; ".join(
             [f"{self._names[d]}: {e.message}" for d, e in self._closed.items()]
             + [
@@ -232,10 +235,7 @@ class ObjectWriter:
             ]
         )
         if have and self._allow_degraded:
-            with self._lock:
-                warning = f"some objects have only {have} of the copies they owe; repair is due"
-                if warning not in self.tally.warnings:
-                    self.tally.warnings.append(warning)
+            self._warn(f"some objects have only {have} of the copies they owe; repair is due")
             return
         message = (
             f"{new.key.kind} {new.key.digest.hex()} finds only {have} of {have + answer.missing} devices"
@@ -245,6 +245,11 @@ class ObjectWriter:
         if self._full or any(isinstance(error, Capacity) for error in self._closed.values()):
             raise Capacity(message, part=new.key.digest.hex())
         raise NotEnoughCopies(message, part=new.key.digest.hex())
+
+    def _warn(self, warning: str) -> None:
+        with self._lock:
+            if warning not in self.tally.warnings:
+                self.tally.warnings.append(warning)
 
     def _close(self, device: str, error: TensorkeepError) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ from tensorkeep.store.push_commit import PushWork
 from tensorkeep.store.push_manifest import assemble_version
 from tensorkeep.store.push_plan import plan_push
 from tensorkeep.store.push_read import read_sources
-from tensorkeep.store.push_target import PushOptions, find_target, open_base
+from tensorkeep.store.push_target import PushOptions, find_target, open_base, zone_warnings
 from tensorkeep.store.reports import ProgressCallback, PushReport, Version
 from tensorkeep.store.revisions import describe_version
 from tensorkeep.store.sources import open_sources
@@ -112,7 +112,7 @@ def push(
         part_size=plan.choice.part_size,
         why=plan.choice.why,
         seconds=context.runtime.clock.monotonic_s() - started_s,
-        warnings=tuple(writer.tally.warnings),
+        warnings=(*zone_warnings(target, allow_soft=options.allow_soft), *writer.tally.warnings),
         notes=plan.notes,
     )
     return describe_version(context, target.model, version, report=report)

@@ -11,6 +11,7 @@ from tensorkeep.planning.splitting import PlannedPart
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import ObjectKind
+from tensorkeep.records.redundancy import Replicas
 from tensorkeep.records.version import VersionRecord, encode_version
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
@@ -45,7 +46,7 @@ class PushWork:
         self._base = base
         self._writer = writer
         shares = device_shares(context, target, allow_soft=options.allow_soft)
-        self._candidates = place_split(plan.split, shares, copies=target.copies)
+        self._candidates = place_split(plan.split, shares, policy=target.policy)
         self._any_device = tuple(facts.id for facts in target.devices)
         self._lock = threading.Lock()
         self._taken: set[bytes] = set()
@@ -133,17 +134,19 @@ class PushWork:
     def _heal(self, keys: Sequence[ObjectKey], copies: int) -> None:
         """Copy objects that have fewer reachable good copies than they owe, each from a good one, verified.
 
-        All are placed together, also those that lack nothing, so that a new device gets its share.
+        An object owes ``copies`` or what another version asks of it, the highest. All are placed together, also those that
+        lack nothing, so that a new device gets its share.
         """
         found = self._context.catalog.locate(keys)
         uncounted = {*self._target.down, *self._soft()}
+        owed = self._context.catalog.copies_owed(keys)
         objects = [_held_part(found.get(key, []), uncounted) for key in keys]
-        if all(len(held.holders) >= copies for held in objects):
+        if all(len(held.holders) >= max(copies, owed.get(key, 0)) for key, held in zip(keys, objects, strict=True)):
             return
         shares = device_shares(self._context, self._target, allow_soft=self._options.allow_soft)
-        placed = place_parts(objects, shares, copies=min(copies, len(shares)))
+        placed = place_parts(objects, shares, policy=Replicas(min(copies, len(shares))))
         for key, held, candidates in zip(keys, objects, placed, strict=True):
-            if len(held.holders) < copies:
+            if len(held.holders) < max(copies, min(owed.get(key, 0), len(shares))):
                 data = read_object(self._context, key)
                 self._writer.write([NewObject(key, data, len(data), copies, candidates, model=self._target.model.id)])
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from tensorkeep.errors import AlreadyExists, Integrity, InvalidInput, NotEnoughCopies, Unavailable
-from tensorkeep.planning.placement import DeviceShare, check_policy
+from tensorkeep.planning.placement import DeviceShare
+from tensorkeep.planning.policies import check_policy, warn_of_zones
 from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.history import ModelFacts, VersionFacts
 from tensorkeep.records.json_text import format_time
@@ -15,7 +17,7 @@ from tensorkeep.store.fleet import Member
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.push_plan import Base
 from tensorkeep.store.revisions import get_version
-from tensorkeep.store.structure import open_checks, open_manifest
+from tensorkeep.store.structure import known_rates, open_checks, open_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,8 @@ def imagine_target(
         InvalidInput: one device can't keep the policy.
     """
     policy = _find_policy(context, None, options)
-    check_policy(policy, [DeviceShare(device.id, device.zone, 1.0, None)])
+    _refuse_unwritten(policy)
+    check_policy(policy, [device.zone])
     return PushTarget(
         model=_new_model(context, name, options),
         head=None,
@@ -136,15 +139,14 @@ def _new_model(context: StoreContext, name: ModelName | None, options: PushOptio
 
 
 def _check_devices(members: Sequence[Member], policy: Policy, options: PushOptions) -> None:
-    if isinstance(policy, ErasureCoded):
-        raise InvalidInput(f"{policy}: this version writes whole copies only; use --replicas {policy.losses + 1}")
+    _refuse_unwritten(policy)
     counted = [m for m in members if m.facts.durability == "durable" or options.allow_soft]
     if not counted and members:
         names = ", ".join(m.facts.name for m in members)
         raise InvalidInput(
             f"no device is durable ({names}: soft, such as tmpfs or memory): add a durable one, or push with --allow-soft"
         )
-    check_policy(policy, [DeviceShare(m.facts.id, m.facts.zone, 1.0, None) for m in counted])
+    check_policy(policy, [m.facts.zone for m in counted])
     unreachable = [m for m in members if not m.writable]
     if unreachable and not options.allow_degraded:
         raise Unavailable(
@@ -154,6 +156,18 @@ def _check_devices(members: Sequence[Member], policy: Policy, options: PushOptio
         )
     if len(unreachable) == len(members):
         raise NotEnoughCopies("no device can be written: " + "; ".join(str(m.problem) for m in members))
+
+
+def _refuse_unwritten(policy: Policy) -> None:
+    if isinstance(policy, ErasureCoded):
+        raise InvalidInput(f"{policy}: this version writes whole copies only; use --replicas {policy.losses + 1}")
+
+
+def zone_warnings(target: PushTarget, *, allow_soft: bool) -> tuple[str, ...]:
+    """Return what is to be said of a policy that devices survive and a zone does not."""
+    zones = [facts.zone for facts in target.devices if allow_soft or facts.durability == "durable"]
+    warning = warn_of_zones(target.policy, zones)
+    return () if warning is None else (warning,)
 
 
 def open_base(context: StoreContext, target: PushTarget, options: PushOptions) -> Base | None:
@@ -177,14 +191,15 @@ def device_shares(context: StoreContext, target: PushTarget, *, allow_soft: bool
     writable = context.fleet.writable()
     usable = [facts for facts in target.devices if facts.id in writable]
     counted = [facts for facts in usable if allow_soft or facts.durability == "durable"]
+    rates = known_rates(target.devices)
+    usual = median(rates.values()) if rates else 1.0  # what was never measured is taken for as fast as the others
     shares = []
     for facts in counted or usable:
         free = writable[facts.id].free_bytes()
         if facts.capacity is not None:
             room = max(0, facts.capacity - usage.get(facts.id, 0))
             free = room if free is None else min(room, free)
-        weight = float(min(facts.bandwidth or 1, facts.rate_limit or 1 << 62))
-        shares.append(DeviceShare(facts.id, facts.zone, weight, free))
+        shares.append(DeviceShare(facts.id, facts.zone, rates.get(facts.id, usual), free))
     return shares
 
 

@@ -270,6 +270,22 @@ class ReadRules(CatalogFixtures):
         with pytest.raises(NotFound):
             scene.catalog.version_objects("0" * 40)
 
+    def test_an_object_owes_the_most_that_any_version_asks_of_it(self, scene: Scene) -> None:
+        for name in "abcd":
+            scene.add_device(name)
+        model = scene.model()
+        asked = [part_key(number) for number in (1, 2, 3, 4)]
+        one = scene.push(model, [part_key(1), part_key(2)], policy="replicas=2")
+        two = scene.push(model, [part_key(2), part_key(3)], policy="ec=2+3", branch="dev")
+        assert scene.catalog.copies_owed(asked) == {part_key(1): 2, part_key(2): 4, part_key(3): 4}
+        assert set(scene.catalog.copies_owed(version_keys(one)).values()) == {2}
+        assert set(scene.catalog.copies_owed(version_keys(two)).values()) == {4}
+        now = scene.clock.now()
+        scene.catalog.set_ref(model.id, "branch", "dev", None, expected=two.id, heads=(), now=now)
+        scene.catalog.remove_version(model.id, two.id, heads=(), now=now)
+        assert scene.catalog.copies_owed(asked) == {part_key(1): 2, part_key(2): 2}
+        assert scene.catalog.copies_owed([]) == {}
+
     def test_versions_are_short_by_the_objects_that_lack_copies(self, scene: Scene) -> None:
         devices = [scene.add_device(name) for name in "abc"]
         model = scene.model()

@@ -64,6 +64,7 @@ class Operations:
             lambda c: c.locate_all(after=0, limit=10_000),
             lambda c: c.list_condemned(grace_s=0, now=self._scene.clock.now(), after=0, limit=10_000),
             lambda c: c.locate(sorted(self._keys)),
+            lambda c: c.copies_owed(sorted(self._keys)),
             lambda c: c.count_short([version.id for version in self._versions]),
             lambda c: [c.find_manifest(version.manifest) for version in self._versions],
         ):
