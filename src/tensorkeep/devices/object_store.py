@@ -16,10 +16,17 @@ from typing_extensions import Buffer
 
 from tensorkeep.devices.buffers import byte_views, count_bytes
 from tensorkeep.devices.object_names import UNFINISHED_FOLDER, check_object_name, folders_to_list
-from tensorkeep.devices.object_store_clients import SIGNED_FOR_S, Method, ObjectStoreClients, SignedRequest
+from tensorkeep.devices.object_store_clients import (
+    SIGNED_FOR_S,
+    Method,
+    ObjectStoreClients,
+    RequestLimits,
+    SignedRequest,
+)
 from tensorkeep.devices.object_store_errors import Answer, missing_place, read_answer, translate_answer
 from tensorkeep.devices.object_store_url import ObjectStorePlace
 from tensorkeep.devices.protocol import ObjectInfo
+from tensorkeep.devices.remote_requests import ReadRequest
 from tensorkeep.errors import AlreadyExists, Integrity, InvalidInput, NotFound, TensorkeepError, Unavailable
 from tensorkeep.records.device import IDENTITY_NAME, Durability
 from tensorkeep.records.layout import MIB
@@ -42,12 +49,13 @@ class ObjectStoreDevice:
     Args:
         place: where, and which credentials.
         runtime: the environment that the credentials are looked up in, and the clock.
+        limits: deadlines of requests.
     """
 
-    def __init__(self, place: ObjectStorePlace, *, runtime: Runtime) -> None:
+    def __init__(self, place: ObjectStorePlace, *, runtime: Runtime, limits: RequestLimits | None = None) -> None:
         self._place = place
         self._runtime = runtime
-        self._clients = ObjectStoreClients(place, runtime)
+        self._clients = ObjectStoreClients(place, runtime, limits or RequestLimits())
         self._conditional = True
 
     @property
@@ -171,13 +179,11 @@ class ObjectStoreDevice:
         key = self._key(name)
         return self._ask(f"signing a request for {name}", name, lambda: self._clients.sign(method, key, expires_s))
 
-    def signed_get(self, name: str) -> SignedRequest:
-        """Return a signed GET of an object, for an engine that reads ranges by itself."""
-        return self.sign("GET", name)
-
-    def forget_credentials(self) -> None:
-        """Look the credentials up again at the next request: after a refusal they may have been renewed."""
-        self._clients.forget()
+    def read_request(self, name: str, *, fresh: bool = False) -> ReadRequest:
+        """Return how to GET an object without this device; ``fresh``: with credentials looked up and signed anew."""
+        if fresh:
+            self._clients.forget()
+        return ReadRequest.of(self.sign("GET", name).url)
 
     def _try_put(self, name: str, views: Sequence[memoryview], size_bytes: int, mode: "PutMode") -> Answer | None:
         """Return None for a success, else what the store answered."""

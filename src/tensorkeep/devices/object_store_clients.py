@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from tensorkeep.devices.credentials import AzureKey, S3Keys, find_azure_key, find_gcs_key, find_s3_keys
 from tensorkeep.devices.object_store_url import ObjectStorePlace
@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 
     Client = S3Store | GCSStore | AzureStore
 
-CONNECT_TIMEOUT_S = 5.0
-SMALL_TIMEOUT_S = 30.0
-LARGE_TIMEOUT_S = 300.0
-"""Deadlines of one request: for at most `SMALL_BYTES`, and for more (64 MiB at 0.22 MB/s, the share of a slow line)."""
 
-SMALL_BYTES = MIB
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Deadlines of one request, in seconds: to connect, and for the whole of a small one (at most 1 MiB) or a large one.
+
+    A large one is at most 64 MiB, which 300 s bring over a line's share of 0.22 MB/s.
+    """
+
+    connect_s: float = 5.0
+    small_s: float = 30.0
+    large_s: float = 300.0
+
+
+_SMALL_BYTES = MIB
 
 SIGNED_FOR_S = 3600.0
 _SIGNED_AT_MOST = 4096
@@ -51,9 +59,10 @@ class SignedRequest:
 class ObjectStoreClients:
     """The clients of one place, and requests signed with its keys. Thread safe."""
 
-    def __init__(self, place: ObjectStorePlace, runtime: Runtime) -> None:
+    def __init__(self, place: ObjectStorePlace, runtime: Runtime, limits: RequestLimits) -> None:
         self._place = place
         self._runtime = runtime
+        self._limits = limits
         self._lock = threading.Lock()
         self._clients: dict[float, Client] = {}
         self._signed: OrderedDict[tuple[str, str], SignedRequest] = OrderedDict()
@@ -64,10 +73,11 @@ class ObjectStoreClients:
         Raises:
             PermissionDenied: the credentials that the URL names are not there.
         """
-        timeout_s = SMALL_TIMEOUT_S if size_bytes <= SMALL_BYTES else LARGE_TIMEOUT_S
+        timeout_s = self._limits.small_s if size_bytes <= _SMALL_BYTES else self._limits.large_s
         with self._lock:
             if timeout_s not in self._clients:
-                self._clients[timeout_s] = _make_client(self._place, self._runtime, timeout_s)
+                options = _options(self._place, self._limits.connect_s, timeout_s)
+                self._clients[timeout_s] = _make_client(self._place, self._runtime, options)
             return self._clients[timeout_s]
 
     def forget(self) -> None:
@@ -102,12 +112,12 @@ class ObjectStoreClients:
         return obstore.sign(self.of_size(0), method, key, timedelta(seconds=expires_s))
 
 
-def _make_client(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) -> "Client":
+def _make_client(place: ObjectStorePlace, runtime: Runtime, options: "ClientConfig") -> "Client":
     from obstore.exceptions import BaseError  # noqa: PLC0415 - a local store must not load it
 
     make: dict[str, Callable[..., Client]] = {"s3": _make_s3, "gs": _make_gcs, "az": _make_azure}
     try:
-        return make[place.scheme](place, runtime, timeout_s)
+        return make[place.scheme](place, runtime, options)
     except (BaseError, ValueError):
         pass  # its text may repeat a key: not even chained
     raise PermissionDenied(
@@ -117,7 +127,7 @@ def _make_client(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) ->
     )
 
 
-def _make_s3(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) -> "S3Store":
+def _make_s3(place: ObjectStorePlace, runtime: Runtime, options: "ClientConfig") -> "S3Store":
     from obstore.store import S3Store  # noqa: PLC0415 - a local store must not load it
 
     keys = find_s3_keys(place.credentials, runtime.environment)
@@ -137,12 +147,12 @@ def _make_s3(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) -> "S3
         s3_express=False,
         disable_bulk_delete=True,
         credential_provider=lambda: _s3_credential(keys),
-        client_options=_options(endpoint, timeout_s),
+        client_options={**options, "allow_http": endpoint.startswith("http:")},
         retry_config={"max_retries": 0},
     )
 
 
-def _make_gcs(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) -> "GCSStore":
+def _make_gcs(place: ObjectStorePlace, runtime: Runtime, options: "ClientConfig") -> "GCSStore":
     from obstore.store import GCSStore  # noqa: PLC0415 - a local store must not load it
 
     return GCSStore(
@@ -150,12 +160,12 @@ def _make_gcs(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) -> "G
         service_account_key=find_gcs_key(place.credentials, runtime.environment),
         base_url=place.endpoint or "https://storage.googleapis.com",
         skip_signature=False,
-        client_options=_options(place.endpoint, timeout_s),
+        client_options=options,
         retry_config={"max_retries": 0},
     )
 
 
-def _make_azure(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) -> "AzureStore":
+def _make_azure(place: ObjectStorePlace, runtime: Runtime, options: "ClientConfig") -> "AzureStore":
     from obstore.store import AzureStore  # noqa: PLC0415 - a local store must not load it
 
     key = find_azure_key(place.credentials, runtime.environment)
@@ -166,7 +176,7 @@ def _make_azure(place: ObjectStorePlace, runtime: Runtime, timeout_s: float) -> 
         use_emulator=False,
         skip_signature=False,
         credential_provider=lambda: _azure_credential(key),
-        client_options=_options(place.endpoint, timeout_s),
+        client_options=options,
         retry_config={"max_retries": 0},
     )
 
@@ -190,9 +200,9 @@ def _azure_endpoint(place: ObjectStorePlace) -> str:
     return place.endpoint or f"https://{place.account}.blob.core.windows.net"
 
 
-def _options(endpoint: str | None, timeout_s: float) -> "ClientConfig":
+def _options(place: ObjectStorePlace, connect_s: float, timeout_s: float) -> "ClientConfig":
     return {
-        "allow_http": endpoint is not None and urlsplit(endpoint).scheme == "http",
+        "allow_http": place.endpoint is not None and place.endpoint.startswith("http:"),
         "timeout": timedelta(seconds=timeout_s),
-        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "connect_timeout": timedelta(seconds=connect_s),
     }

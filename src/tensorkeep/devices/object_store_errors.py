@@ -33,6 +33,8 @@ _PASSING = frozenset(
     {"RequestTimeout", "SlowDown", "Throttling", "OperationTimedOut", "ServerBusy", "OperationAborted"}
 )
 _WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"})
+_REFUSED = frozenset({501, 505, 507})
+"""Errors of a server that tell that nothing was done: not implemented, version, no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class Answer:
         """A put that ended so may have been done, or may yet be: no answer after it was sent, an error of the server, a race."""
         if self.status is None:
             return self.kind != "Connect"
-        return self.status >= 500 or self.status in (408, 409) or self.code == "RequestTimeout"
+        broken = self.status >= 500 and self.status not in _REFUSED
+        return broken or self.status in (408, 409) or self.code == "RequestTimeout"
 
     @property
     def condition_is_unknown(self) -> bool:
