@@ -26,10 +26,10 @@ from tensorkeep.devices.object_store_clients import (
 from tensorkeep.devices.object_store_errors import Answer, missing_place, read_answer, translate_answer
 from tensorkeep.devices.object_store_url import ObjectStorePlace
 from tensorkeep.devices.protocol import ObjectInfo
+from tensorkeep.devices.remote_reading import ReadLimits, RemoteReader
 from tensorkeep.devices.remote_requests import ReadRequest
-from tensorkeep.errors import AlreadyExists, Integrity, InvalidInput, NotFound, TensorkeepError, Unavailable
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, TensorkeepError, Unavailable
 from tensorkeep.records.device import IDENTITY_NAME, Durability
-from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LISTING_PAGE = 1000
-_ANY_SIZE = 64 * MIB
 _SCRATCH_AGE_S = 3600.0
 """Objects in ``tmp`` younger than this are nobody's to sweep: no lock tells whether their writer lives."""
 
@@ -55,7 +54,10 @@ class ObjectStoreDevice:
     def __init__(self, place: ObjectStorePlace, *, runtime: Runtime, limits: RequestLimits | None = None) -> None:
         self._place = place
         self._runtime = runtime
-        self._clients = ObjectStoreClients(place, runtime, limits or RequestLimits())
+        limits = limits or RequestLimits()
+        self._clients = ObjectStoreClients(place, runtime, limits)
+        patience = ReadLimits(connect_s=limits.connect_s, stall_s=limits.small_s * 2 / 3)
+        self._reader = RemoteReader(self, url=place.url, runtime=runtime, limits=patience)
         self._conditional = True
 
     @property
@@ -118,18 +120,10 @@ class ObjectStoreDevice:
         check_object_name(name)
         if offset < 0:
             raise InvalidInput(f"reading {name} from the negative offset {offset}", object=name, offset=offset)
-        views = byte_views(buffers)
-        wanted = count_bytes(views)
-        if not wanted:
+        if count_bytes(byte_views(buffers)):
+            self._read(lambda: self._reader.read_into(name, offset, buffers))
+        else:
             self.size_of(name)
-            return
-        source = self._get_range(name, offset, wanted)
-        if len(source) < wanted:
-            raise self._too_short(name, offset + len(source), offset + wanted)
-        at = 0
-        for view in views:
-            view[:] = source[at : at + view.nbytes]
-            at += view.nbytes
 
     def read(self, name: str) -> bytes:
         """Return a whole object."""
@@ -180,10 +174,13 @@ class ObjectStoreDevice:
         return self._ask(f"signing a request for {name}", name, lambda: self._clients.sign(method, key, expires_s))
 
     def read_request(self, name: str, *, fresh: bool = False) -> ReadRequest:
-        """Return how to GET an object without this device; ``fresh``: with credentials looked up and signed anew."""
+        """Return a signed GET of an object for the engine that reads ranges; ``fresh`` with keys looked up anew."""
         if fresh:
             self._clients.forget()
-        return ReadRequest.of(self.sign("GET", name).url)
+        signed = self._ask(
+            f"signing a request for {name}", name, lambda: self._clients.sign("GET", self._key(name), SIGNED_FOR_S)
+        )
+        return ReadRequest.of(signed.url)
 
     def _try_put(self, name: str, views: Sequence[memoryview], size_bytes: int, mode: "PutMode") -> Answer | None:
         """Return None for a success, else what the store answered."""
@@ -226,26 +223,15 @@ class ObjectStoreDevice:
             return False
 
     def _get(self, name: str) -> bytes:
-        import obstore  # noqa: PLC0415 - a local store must not load it
+        return self._read(lambda: self._reader.read(name))
 
-        client = self._clients.of_size(_ANY_SIZE)
-        return self._ask(f"reading {name}", name, lambda: bytes(obstore.get(client, self._key(name)).bytes()))
-
-    def _get_range(self, name: str, offset: int, size_bytes: int) -> memoryview:
-        import obstore  # noqa: PLC0415 - a local store must not load it
-
-        client = self._clients.of_size(size_bytes)
-        key = self._key(name)
+    def _read(self, call: Callable[[], T]) -> T:
         try:
-            return self._ask(
-                f"reading {name}",
-                name,
-                lambda: memoryview(obstore.get_range(client, key, start=offset, length=size_bytes)),
-            )
-        except Unavailable as error:
-            if error.facts.get("status") != 416:
-                raise
-        raise self._too_short(name, self.size_of(name), offset + size_bytes)
+            return call()
+        except NotFound as error:
+            if not error.facts.get("store_code"):  # it did not say what is absent
+                self._check_bucket()
+            raise
 
     def _list(self, folder: str) -> "Iterator[ObjectMeta]":
         import obstore  # noqa: PLC0415 - a local store must not load it
@@ -280,12 +266,3 @@ class ObjectStoreDevice:
         if answer.status in (401, 403):
             self._clients.forget()
         return error
-
-    def _too_short(self, name: str, size_bytes: int, needed_bytes: int) -> Integrity:
-        return Integrity(
-            f"{name} on {self.url} is shorter than expected: {size_bytes} bytes where {needed_bytes} are needed",
-            device=self.url,
-            object=name,
-            size_bytes=size_bytes,
-            needed_bytes=needed_bytes,
-        )

@@ -15,7 +15,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from tensorkeep.devices.buffers import VECTOR_LIMIT
 from tensorkeep.devices.remote_answers import MAX_HEAD_BYTES, Head, WrongAnswer, parse_head
@@ -32,15 +32,20 @@ _HEAD_BYTES = 4096
 _MAX_INTERIM_ANSWERS = 8
 
 
+BreakKind = Literal["Connect", "Timeout", "Interrupted"]
+
+
 class BrokenConnection(Exception):
     """The connection or the server behind it failed; the text says how.
 
     Attributes:
+        kind: ``Connect`` where no connection was made, ``Timeout`` where nothing came in time, else ``Interrupted``.
         answered: whether any byte of an answer had come.
     """
 
-    def __init__(self, reason: str, *, answered: bool) -> None:
+    def __init__(self, reason: str, *, kind: BreakKind = "Interrupted", answered: bool = True) -> None:
         super().__init__(reason)
+        self.kind = kind
         self.answered = answered
 
 
@@ -157,7 +162,7 @@ class Connection:
 
     def _broken(self, error: OSError) -> BrokenConnection:
         if isinstance(error, TimeoutError | BlockingIOError):
-            return BrokenConnection(f"it sent nothing for {self._stall_s:g} s", answered=self._answered)
+            return BrokenConnection(f"it sent nothing for {self._stall_s:g} s", kind="Timeout", answered=self._answered)
         return BrokenConnection(_reason_of(error), answered=self._answered)
 
 
@@ -249,7 +254,7 @@ class ConnectionPool:
                 opened.close()
             if endpoint.tls and (problem := _certificate_problem(error)):
                 raise WrongAnswer(problem) from error
-            raise BrokenConnection(f"no connection: {_reason_of(error)}", answered=False) from error
+            raise BrokenConnection(f"no connection: {_reason_of(error)}", kind="Connect", answered=False) from error
         with self._lock:
             self.opened += 1
         return Connection(endpoint, opened, self._limits.stall_s)

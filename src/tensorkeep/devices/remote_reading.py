@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from tensorkeep.devices.buffers import byte_views, count_bytes
+from tensorkeep.devices.object_store_errors import Answer, translate_answer
 from tensorkeep.devices.remote_answers import (
     Body,
     Head,
@@ -25,7 +26,7 @@ from tensorkeep.devices.remote_connections import BrokenConnection, Connection, 
 from tensorkeep.devices.remote_refusals import MAX_ERROR_BYTES, Refusal, read_refusal
 from tensorkeep.devices.remote_requests import ReadRequest, ReadRequests
 from tensorkeep.devices.retrying import RetryPolicy
-from tensorkeep.errors import Integrity, InvalidInput, NotFound, PermissionDenied, TensorkeepError, Unavailable
+from tensorkeep.errors import Integrity, InvalidInput, TensorkeepError, Unavailable
 from tensorkeep.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -135,10 +136,12 @@ class RemoteReader:
         transfer.started_s = self._runtime.clock.monotonic_s()
         try:
             self._bring(transfer)
+            return
         except WrongAnswer as error:
-            raise self._wrong_answer(transfer, str(error)) from error
+            problem = self._wrong_answer(transfer, str(error))
         except ShortObject as error:
-            raise self._too_short(transfer, error.size_bytes) from error
+            problem = self._too_short(transfer, error.size_bytes)
+        raise problem  # not chained: it says all that is to be said
 
     def _bring(self, transfer: "_Transfer") -> None:
         """Make attempts until all is there, or until no further one is worth it."""
@@ -146,20 +149,20 @@ class RemoteReader:
         refreshed = False
         while True:
             received = transfer.received
+            problem: BrokenConnection | Refusal | None
             try:
-                refusal = self._attempt(transfer, request)
+                problem = self._attempt(transfer, request)
             except BrokenConnection as error:
-                self._pause(transfer, received, str(error), None)
-                continue
-            if refusal is None:
+                problem = error
+            if problem is None:
                 return
-            if refusal.forbidden and not refreshed:
+            if isinstance(problem, BrokenConnection) or problem.busy:
+                self._pause(transfer, received, problem)
+            elif problem.forbidden and not refreshed:
                 refreshed = True
                 request = self._requests.read_request(transfer.name, fresh=True)
-            elif refusal.busy:
-                self._pause(transfer, received, str(refusal), refusal)
             else:
-                raise self._refused(transfer, refusal)
+                raise self._refused(transfer, problem)
 
     def _attempt(self, transfer: "_Transfer", request: ReadRequest) -> Refusal | None:
         """Make one request; None where all bytes that were missing came, else why the store gave none.
@@ -211,10 +214,10 @@ class RemoteReader:
             if passed_s >= limits.stall_s and transfer.views:
                 rate = (transfer.received - since_bytes) / passed_s
                 if rate < limits.floor_bytes_per_s:
-                    raise BrokenConnection(f"it sent only {rate:.0f} bytes/s for {passed_s:.0f} s", answered=True)
+                    raise BrokenConnection(f"it sent only {rate:.0f} bytes/s for {passed_s:.0f} s", kind="Timeout")
                 since_s, since_bytes = since_s + passed_s, transfer.received
 
-    def _pause(self, transfer: "_Transfer", received: int, reason: str, refusal: Refusal | None) -> None:
+    def _pause(self, transfer: "_Transfer", received: int, problem: BrokenConnection | Refusal) -> None:
         """Wait until the next attempt is due; raises `Unavailable` where there is to be none."""
         clock, retries = self._runtime.clock, self._limits.retries
         if transfer.received - received >= min(_PROGRESS_BYTES, transfer.size // 20 or 1):
@@ -222,50 +225,47 @@ class RemoteReader:
         transfer.failures += 1
         transfer.attempts += 1
         delay_s = retries.delay_s(transfer.failures, self._runtime.randomness.uniform())
-        if refusal and refusal.retry_after_s:
-            delay_s = max(delay_s, refusal.retry_after_s)
-        throttled = refusal is not None and refusal.throttled
+        if isinstance(problem, Refusal):
+            delay_s = max(delay_s, problem.retry_after_s or 0.0)
+        throttled = isinstance(problem, Refusal) and problem.throttled
         with self._lock:
             counts = self._counts
             self._counts = counts._replace(retries=counts.retries + 1, throttled=counts.throttled + throttled)
         passed_s = clock.monotonic_s() - transfer.started_s
         late = passed_s + delay_s > self._limits.call_s(transfer.size)
         if late or transfer.failures >= retries.attempts:
-            raise self._gave_up(transfer, reason, passed_s, delay_s if late else None)
+            raise self._gave_up(transfer, problem, passed_s, delay_s if late else None)
         clock.sleep(delay_s)
 
-    def _gave_up(self, transfer: "_Transfer", reason: str, passed_s: float, needed_s: float | None) -> TensorkeepError:
-        times = "once" if transfer.attempts == 1 else f"{transfer.attempts} times"
-        wait = (
-            ""
-            if needed_s is None
-            else f"; the next try would be due in {needed_s:.0f} s, past the deadline of this read"
-        )
-        return Unavailable(
-            f"reading {transfer.name} from {self._url} failed {times} in {passed_s:.1f} s, last because {reason}{wait}: "
-            "try again when the store answers",
-            device=self._url,
-            object=transfer.name,
-            attempts=transfer.attempts,
-            received_bytes=transfer.received,
-        )
+    def _gave_up(
+        self, transfer: "_Transfer", problem: BrokenConnection | Refusal, passed_s: float, needed_s: float | None
+    ) -> TensorkeepError:
+        tries = "once" if transfer.attempts == 1 else f"{transfer.attempts} times"
+        wait = "" if needed_s is None else f"; again only in {needed_s:.0f} s, past the deadline of a read"
+        doing = f"reading {transfer.name} ({tries} in {passed_s:.1f} s, last: {problem}{wait})"
+        if isinstance(problem, Refusal):
+            answer = Answer(problem.status, problem.code or "", "")
+        else:
+            answer = Answer(None, "", problem.kind)
+        facts = {"attempts": transfer.attempts, "received_bytes": transfer.received, "final": True}
+        return translate_answer(answer, doing, url=self._url, name=transfer.name, **facts)
 
     def _refused(self, transfer: "_Transfer", refusal: Refusal) -> TensorkeepError:
-        name, facts = transfer.name, {"device": self._url, "object": transfer.name, "status": refusal.status}
-        if refusal.code:
-            facts["store_code"] = refusal.code
-        if refusal.absent:
-            return NotFound(f"{name} is not on {self._url}", **facts)
-        if refusal.forbidden:
-            return PermissionDenied(
-                f"{self._url} does not allow reading {name} ({refusal}): check the device's credentials and what they may read",
-                **facts,
+        name, doing = transfer.name, f"reading {transfer.name}"
+        if refusal.forbidden and refusal.clock_hint:
+            doing += f" ({refusal.clock_hint})"
+        answer = Answer(refusal.status, refusal.code or "", "")
+        if answer.object_is_absent and not refusal.absent:
+            return Unavailable(
+                f"{self._url} answers {name} with 404, but not as a store does that looked for it: check its endpoint and what "
+                "stands between",
+                device=self._url,
+                object=name,
+                status=404,
             )
-        return Unavailable(
-            f"{self._url} refuses to give {name} ({refusal}): check the device's URL and the store's state",
-            reason="refused",
-            **facts,
-        )
+        if refusal.redirected_to:
+            doing += f" (sent on to {refusal.redirected_to})"
+        return translate_answer(answer, doing, url=self._url, name=name)
 
     def _wrong_answer(self, transfer: "_Transfer", reason: str) -> TensorkeepError:
         return Unavailable(
@@ -274,6 +274,7 @@ class RemoteReader:
             device=self._url,
             object=transfer.name,
             reason="wrong_answer",
+            final=True,
         )
 
     def _too_short(self, transfer: "_Transfer", size_bytes: int) -> TensorkeepError:

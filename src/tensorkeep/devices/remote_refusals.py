@@ -66,15 +66,17 @@ class Refusal(NamedTuple):
         """Whether the store says that it looked for the object and has none."""
         return self.status == 404 and (self.code in _ABSENT_CODES or (self.code is None and self.empty))
 
+    @property
+    def clock_hint(self) -> str:
+        """What is wrong with this machine's clock; "" where nothing is known."""
+        if self.skew_s is None or abs(self.skew_s) <= SKEW_S:
+            return ""
+        side = "ahead of" if self.skew_s > 0 else "behind"
+        return f"this machine's clock is {abs(self.skew_s):.0f} s {side} the store's"
+
     def __str__(self) -> str:
-        """Return status and code, and what they hint at."""
-        text = f"status {self.status}" + (f" {self.code}" if self.code else "")
-        if self.redirected_to:
-            text += f", which sends elsewhere ({self.redirected_to})"
-        if self.skew_s is not None and abs(self.skew_s) > SKEW_S:
-            side = "ahead of" if self.skew_s > 0 else "behind"
-            text += f"; this machine's clock is {abs(self.skew_s):.0f} s {side} the store's: set it right"
-        return text
+        """Return status and code."""
+        return f"status {self.status}" + (f" {self.code}" if self.code else "")
 
 
 def read_refusal(head: Head, body: bytes, now: datetime) -> Refusal:

@@ -53,7 +53,10 @@ class RetryPolicy:
 
 
 class RetryDevice(ForwardingDevice):
-    """Makes the calls in `RETRIED` again when they raise `Unavailable`, unless the device says that it is suspect.
+    """Makes the calls in `RETRIED` again when they raise `Unavailable`.
+
+    Unless the device says that it is ``suspect``, or that the answer is ``final``: it tried again by itself, or a second answer
+    would be no better than the first.
 
     A listing is begun again only until its first object has come.
 
@@ -80,7 +83,7 @@ class RetryDevice(ForwardingDevice):
                 failures += 1
                 delay_s = self._policy.delay_s(failures, self._runtime.randomness.uniform())
                 late = self._runtime.clock.monotonic_s() + delay_s - start_s > self._policy.total_s
-                permanent = method not in RETRIED or error.facts.get("suspect")
+                permanent = method not in RETRIED or error.facts.get("suspect") or error.facts.get("final")
                 if permanent or late or failures >= self._policy.attempts:
                     raise
             self._runtime.clock.sleep(delay_s)

@@ -71,8 +71,11 @@ def test_an_answer_is_not_asked_for_again(
     assert clock.monotonic_s() == 0
 
 
-def test_a_suspect_device_is_not_asked_again(faulty: FaultyDevice, clock: ManualClock) -> None:
-    faulty.fail("delete", lambda message: Unavailable(message, suspect=True))
+@pytest.mark.parametrize("fact", ["suspect", "final"])
+def test_a_suspect_device_or_a_final_answer_is_not_asked_again(
+    faulty: FaultyDevice, clock: ManualClock, fact: str
+) -> None:
+    faulty.fail("delete", lambda message: Unavailable(message, **{fact: True}))
     with pytest.raises(Unavailable):
         retrying(faulty, clock).delete(part(1))
     assert clock.monotonic_s() == 0
