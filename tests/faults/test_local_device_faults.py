@@ -21,9 +21,11 @@ from tensorkeep.errors import (
     TensorkeepError,
     Unavailable,
 )
+from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import Runtime
 from tensorkeep.testing.device_contract import MODEL, content, listed, part
 from tensorkeep.testing.system_faults import FaultySystem
+from tensorkeep.transfer.memory import allocate
 
 
 def open_at(root: Path, system: SystemCalls | None = None) -> LocalDevice:
@@ -448,3 +450,127 @@ def test_a_disk_that_loses_written_bytes_fails_the_put_and_is_suspect(tmp_path: 
             assert_suspect(device)
             assert device.read(part(1)) == b"kept"
             assert listed(device) == {part(1): 4}
+
+
+# ------------------------------------------------------------------------- batches
+
+
+def aligned(size: int, seed: int) -> memoryview:
+    buffer = allocate(max(size, 2 * MIB))[:size]
+    buffer[:] = content(size, seed)
+    return buffer
+
+
+SIZES = [2 * MIB, 3 * MIB + 4096, 2 * MIB + 1, 5, 0, MIB + 4095]
+
+
+def a_batch() -> list[tuple[str, list[memoryview]]]:
+    return [(part(number), [aligned(size, number)]) for number, size in enumerate(SIZES)]
+
+
+def assert_batch(device: LocalDevice, count: int) -> None:
+    assert listed(device) == {part(number): size for number, size in enumerate(SIZES[:count])}
+    for number in range(count):
+        assert device.read(part(number)) == content(SIZES[number], number)
+
+
+def test_a_batch_is_written_byte_for_byte_and_fsynced_before_the_first_name(root: Path) -> None:
+    order: list[str] = []
+
+    class Watched(FaultySystem):
+        def fsync(self, descriptor: int) -> None:
+            order.append("fsync")
+            super().fsync(descriptor)
+
+        def link(self, source: str, target: str) -> None:
+            order.append("link")
+            super().link(source, target)
+
+    device = open_at(root, Watched())
+    assert device.put_batch(a_batch()) == (len(SIZES), None)
+    assert order == ["fsync"] * len(SIZES) + ["link"] * len(SIZES)
+    assert_batch(device, len(SIZES))
+    assert device.put_batch([]) == (0, None)
+
+
+def test_whole_pages_go_past_the_page_cache_and_the_rest_through_it(root: Path) -> None:
+    direct: dict[int, bool] = {}
+    written: list[tuple[int, bool]] = []
+
+    class Watched(SystemCalls):
+        def set_direct(self, descriptor: int, *, direct: bool) -> None:
+            super().set_direct(descriptor, direct=direct)
+            flags[descriptor] = direct
+
+        def pwritev(self, descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+            count = super().pwritev(descriptor, views, offset)
+            written.append((count, flags.get(descriptor, False)))
+            return count
+
+    flags = direct
+    open_at(root, Watched()).put(part(1), [aligned(3 * MIB + 4097, 1)])
+    open_at(root, Watched()).put(part(2), [aligned(3 * MIB, 2)[1:]])
+    open_at(root, Watched()).put(part(3), [aligned(MIB - 1, 3)])
+    assert written == [(3 * MIB + 4096, True), (1, False), (3 * MIB - 1, False), (MIB - 1, False)]
+
+
+@pytest.mark.parametrize("step_bytes", [None, 777_777, 8192])
+def test_a_file_system_without_direct_writes_or_with_other_steps_is_written_all_the_same(
+    root: Path, step_bytes: int | None
+) -> None:
+    class Odd(FaultySystem):
+        def set_direct(self, descriptor: int, *, direct: bool) -> None:
+            if step_bytes is None:
+                raise OSError(errno.EINVAL, "no direct writes")
+            super().set_direct(descriptor, direct=direct)
+
+    device = open_at(root, Odd(step_bytes=step_bytes))
+    assert device.put_batch(a_batch()) == (len(SIZES), None)
+    assert_batch(device, len(SIZES))
+
+
+def test_a_disk_that_refuses_the_alignment_is_written_through_the_page_cache(
+    root: Path, device: LocalDevice, system: FaultySystem
+) -> None:
+    system.fail("pwritev", errno.EINVAL, on_call=1)
+    assert device.put_batch(a_batch()) == (len(SIZES), None)
+    assert_batch(device, len(SIZES))
+
+
+@pytest.mark.parametrize("call", ["pwritev", "allocate"])
+def test_what_a_batch_wrote_before_an_error_is_kept(
+    root: Path, device: LocalDevice, system: FaultySystem, call: str
+) -> None:
+    system.fail(call, errno.ENOSPC, on_call=3)
+    done, error = device.put_batch(a_batch())
+    assert isinstance(error, Capacity)
+    assert done == 2
+    assert_batch(device, 2)
+    assert os.listdir(root / "tmp") == []
+
+
+def test_an_fsync_error_in_a_batch_gives_no_file_its_name_and_makes_the_device_suspect(
+    root: Path, device: LocalDevice, system: FaultySystem
+) -> None:
+    device.put(part(7), [b"before"])
+    system.fail("fsync", errno.EIO, on_call=2)
+    done, error = device.put_batch(a_batch())
+    assert done == 0
+    assert isinstance(error, Unavailable)
+    assert system.counts["fsync"] == 3
+    done, error = device.put_batch(a_batch())
+    assert done == 0
+    assert error is not None
+    assert error.facts["suspect"] is True
+    assert listed(device) == {part(7): 6}
+    assert os.listdir(root / "tmp") == []
+
+
+def test_a_name_that_is_taken_ends_a_batch_there(root: Path, device: LocalDevice) -> None:
+    device.put(part(2), [b"first"])
+    done, error = device.put_batch(a_batch())
+    assert isinstance(error, AlreadyExists)
+    assert done == 2
+    assert device.read(part(2)) == b"first"
+    assert listed(device) == {part(0): SIZES[0], part(1): SIZES[1], part(2): 5}
+    assert os.listdir(root / "tmp") == []

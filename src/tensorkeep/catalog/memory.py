@@ -191,6 +191,20 @@ class MemoryCatalog:
         with self._write() as state:
             return memory_push.record_stored(state, session, locations)
 
+    def stage_and_record(
+        self,
+        session: str,
+        requests: Sequence[ObjectRequest],
+        stored: Sequence[int],
+        *,
+        down: Sequence[str] = (),
+        allow_soft: bool = False,
+    ) -> tuple[list[Staging], list[int]]:
+        """Stage, then record what is stored, in one transaction; return both answers."""
+        with self._write() as state:
+            staged = memory_push.stage(state, session, requests, down=frozenset(down), allow_soft=allow_soft)
+            return staged, memory_push.record_stored(state, session, stored)
+
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn the session's staged rows whose upload failed."""
         with self._write() as state:

@@ -317,6 +317,17 @@ class Catalog(Protocol):
         Those stay so, and nobody else may know that their bytes arrived: whoever put them deletes them.
         """
 
+    def stage_and_record(
+        self,
+        session: str,
+        requests: Sequence[ObjectRequest],
+        stored: Sequence[int],
+        *,
+        down: Sequence[str] = (),
+        allow_soft: bool = False,
+    ) -> tuple[list[Staging], list[int]]:
+        """Do `stage` and then `record_stored` in one transaction, and return both answers."""
+
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn rows whose upload failed, so that gc removes whatever reached the device."""
 

@@ -174,6 +174,21 @@ class SqlCatalog:
         with self._db.write() as connection:
             return sql_push.record_stored(connection, session, locations)
 
+    def stage_and_record(
+        self,
+        session: str,
+        requests: Sequence[ObjectRequest],
+        stored: Sequence[int],
+        *,
+        down: Sequence[str] = (),
+        allow_soft: bool = False,
+    ) -> tuple[list[Staging], list[int]]:
+        """Stage, then record what is stored, in one transaction; return both answers."""
+        with self._db.write() as connection:
+            # In this order: gc, too, locks objects before rows.
+            staged = sql_push.stage(connection, session, requests, down=frozenset(down), allow_soft=allow_soft)
+            return staged, sql_push.record_stored(connection, session, stored)
+
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn the session's staged rows whose upload failed."""
         with self._db.write() as connection:

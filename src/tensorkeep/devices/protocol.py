@@ -11,10 +11,11 @@ Every implementation passes ``tensorkeep.testing.device_contract``. Errors are o
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from typing_extensions import Buffer
 
+from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.device import Durability
 
 
@@ -82,3 +83,24 @@ class Device(Protocol):
 
     def free_bytes(self) -> int | None:
         """Return how many bytes can still be written, or None where nobody knows."""
+
+
+@runtime_checkable
+class BatchPuts(Protocol):
+    """What a device has besides that takes several objects together at less cost than one after another."""
+
+    def put_batch(self, objects: Sequence[tuple[str, Sequence[Buffer]]]) -> tuple[int, TensorkeepError | None]:
+        """Put objects, each a name and its data, as `Device.put` does.
+
+        Returns:
+            How many of them, from the first, were put; and why the next was not. Where it is None all were put.
+        """
+
+
+@runtime_checkable
+class ParallelPuts(Protocol):
+    """What a device has besides that lies across a network: it is quicker with several puts at once."""
+
+    @property
+    def put_concurrency(self) -> int:
+        """How many puts at once it is quickest with."""

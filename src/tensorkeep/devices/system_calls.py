@@ -5,6 +5,7 @@ Every method is the plain call of ``os``, which retries EINTR by itself; nothing
 
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Sequence
 
@@ -34,6 +35,11 @@ class SystemCalls:
     def pwritev(self, descriptor: int, views: Sequence[memoryview], offset: int) -> int:
         """Write views at an offset; return how many bytes were written."""
         return os.pwritev(descriptor, views, offset)
+
+    def set_direct(self, descriptor: int, *, direct: bool) -> None:
+        """Let writes of a descriptor go past the page cache (``O_DIRECT``), or through it again."""
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
 
     def preadv(self, descriptor: int, views: Sequence[memoryview], offset: int) -> int:
         """Fill views from an offset; return how many bytes were read, 0 at the end."""

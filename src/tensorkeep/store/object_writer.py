@@ -1,24 +1,27 @@
 """Writes objects to the devices that the catalog staged them on, and takes the next device where one fails.
 
-Each batch: `stage` (the rows exist before any upload starts), put on all devices in parallel, flush, `record_stored`. A device
-that is full or read-only gets nothing more in this push, one that does not answer is also not counted any more; its staged rows
-are condemned and the objects staged again elsewhere, if the policy finds room. Where a device says that its trouble passes, they
-are staged again there, under new names, after a pause.
+Each batch: staged (the rows exist before any upload starts), put on all devices in parallel, flushed, noted to be recorded as
+stored with the next batch's staging. A device that is full or read-only gets nothing more in this push, one that does not
+answer is also not counted any more; its staged rows are condemned and the objects staged again elsewhere, if the policy finds
+room. Where a device says that its trouble passes, they are staged again there, under new names, after a pause.
 """
 
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 from typing_extensions import Buffer
 
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.errors import Capacity, NotEnoughCopies, PermissionDenied, TensorkeepError
-from tensorkeep.runtime import WorkerPool
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.patience import Patience
+from tensorkeep.store.staging import StagingQueue
+from tensorkeep.store.uploads import Upload, Uploader
 
 _HEARTBEAT_S = 30.0
 
@@ -47,36 +50,55 @@ class WriteTally:
 
 
 class ObjectWriter:
-    """Writes the objects of one push session. Thread safe; several batches may be under way at once."""
+    """Writes the objects of one push session. Thread safe; several batches may be under way at once.
+
+    A context manager: when it is left, by an error too, everything that is durable is recorded as stored.
+    """
 
     def __init__(
         self,
         context: StoreContext,
         session: str,
-        pool: WorkerPool,
         *,
         down: Sequence[str],
         allow_soft: bool,
         allow_degraded: bool,
     ) -> None:
+        runtime = context.runtime
         self._context = context
         self._session = session
-        self._pool = pool
-        self._allow_soft = allow_soft
         self._allow_degraded = allow_degraded
         self._lock = threading.Lock()
         self._down = set(down)
         self._closed: dict[str, TensorkeepError] = {}
-        self._patience = Patience(context.runtime)
         self._devices = context.fleet.writable()
         self._facts = {facts.id: facts for facts in context.catalog.list_devices()}
         self._epoch = context.catalog.info().epoch
         self._names = context.fleet.names()
+        self._queue = StagingQueue(context.catalog, session, allow_soft=allow_soft, failpoints=runtime.failpoints)
         self._staging = threading.Lock()
         self._room = self._find_room()
         self._full: set[str] = set()
-        self._last_heartbeat_s = context.runtime.clock.monotonic_s()
+        self._patience = Patience(runtime)
+        self._last_heartbeat_s = runtime.clock.monotonic_s()
+        self._uploader = Uploader(self._devices, runtime=runtime, confirm=self._confirm)
+        self._pool = runtime.workers.open_pool(max(4, 2 * len(self._devices)), "write")
         self.tally = WriteTally()
+
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)
+        self._uploader.close()
+        try:
+            self.settle()
+        except TensorkeepError:
+            if error is None:  # else the error that is on its way says more
+                raise
 
     def _find_room(self) -> dict[str, int]:
         """Return what devices that have a capacity may still take. Another push at the same time is not counted."""
@@ -88,7 +110,7 @@ class ObjectWriter:
         }
 
     def write(self, objects: Sequence[NewObject]) -> None:
-        """Return when every object has the copies it needs, stored and recorded.
+        """Return when every object has the copies it needs, durable; `settle` records what this noted.
 
         Raises:
             NotEnoughCopies: too few devices are left; the message says what happened to the others.
@@ -100,29 +122,35 @@ class ObjectWriter:
         while pending:
             pending = self._write_round(pending, failures)
 
+    def settle(self) -> None:
+        """Return when everything that was written is recorded as stored."""
+        self._queue.record()
+        self._remove(self._queue.take_late())
+
     def _write_round(self, objects: list[NewObject], failures: dict[str, int]) -> list[NewObject]:
-        runtime = self._context.runtime
         answers = self._stage(objects)
-        runtime.failpoints.hit("push.staged")
-        uploads: dict[str, list[tuple[NewObject, Location]]] = {}
+        self._remove(self._queue.take_late())
+        uploads: dict[str, list[Upload]] = {}
+        objects_of: dict[int, NewObject] = {}
         for new, answer in zip(objects, answers, strict=True):
             self._check_answer(new, answer)
             for location in answer.staged:
-                uploads.setdefault(location.device, []).append((new, location))
-        tasks = [self._pool.submit(self._upload, device, work) for device, work in uploads.items()]
-        results = [task.result() for task in tasks]
-        stored = [location for done, _, _ in results for _, location in done]
-        failed = [(new, location, error) for _, rest, error in results for new, location in rest]
-        if stored:
-            late = self._context.catalog.record_stored(self._session, [location.id for location in stored])
-            self._remove([location for location in stored if location.id in late])
-            runtime.failpoints.hit("push.part_recorded")
+                uploads.setdefault(location.device, []).append(Upload(new.data, location))
+                objects_of[location.id] = new
+        tasks = {device: self._pool.submit(self._uploader.upload, device, work) for device, work in uploads.items()}
+        results = {device: task.result() for device, task in tasks.items()}
+        for device, result in results.items():
+            if result.stored:
+                self._patience.note_success(device)
+        stored = [upload.location for result in results.values() for upload in result.stored]
+        self._queue.note_stored(stored)
         self._count(objects, answers, stored)
+        failed = [upload.location for result in results.values() for upload in result.failed]
         if failed:
-            self._context.catalog.forget_staged(self._session, [location.id for _, location, _ in failed])
-            self._take_room([location for _, location, _ in failed], give_back=True)
-            self._judge({location.device: error for _, location, error in failed if error is not None}, failures)
-        return list({id(new): new for new, _, _ in failed}.values())
+            self._context.catalog.forget_staged(self._session, [location.id for location in failed])
+            self._take_room(failed, give_back=True)
+            self._judge({device: r.error for device, r in results.items() if r.error is not None}, failures)
+        return list({id(new): new for new in (objects_of[location.id] for location in failed)}.values())
 
     def _judge(self, errors: dict[str, TensorkeepError], failures: dict[str, int]) -> None:
         """Close the devices that failed for good, and wait for those whose trouble passes."""
@@ -153,9 +181,9 @@ class ObjectWriter:
 
     def _ask(self, objects: Sequence[NewObject]) -> list[Staging]:
         requests = [self._request(new, new_ulid(self._context.runtime)) for new in objects]
-        return self._context.catalog.stage(
-            self._session, requests, down=sorted(self._down), allow_soft=self._allow_soft
-        )
+        with self._lock:
+            down = frozenset(self._down)
+        return self._queue.stage(requests, down=down)
 
     def _take_room(self, locations: Sequence[Location], *, give_back: bool = False) -> None:
         with self._lock:
@@ -194,31 +222,8 @@ class ObjectWriter:
             with suppress(TensorkeepError):
                 self._devices[location.device].delete(location.name)
 
-    def _upload(
-        self, device_id: str, work: list[tuple[NewObject, Location]]
-    ) -> tuple[list[tuple[NewObject, Location]], list[tuple[NewObject, Location]], TensorkeepError | None]:
-        """Return what is durable on a device, what is not, and why."""
-        failpoints = self._context.runtime.failpoints
-        device = self._devices[device_id]
-        written: list[tuple[NewObject, Location]] = []
-        failure: TensorkeepError | None = None
-        for new, location in work:
-            try:
-                device.put(location.name, [new.data])
-            except TensorkeepError as error:
-                failure = error
-                break
-            self._patience.note_success(device_id)
-            failpoints.hit("push.part_written")
-            written.append((new, location))
-        try:
-            device.flush()
-            # Durable, but where? A disk may have been swapped since its identity was checked.
-            self._context.fleet.check_epoch(self._facts[device_id], device, self._epoch)
-        except TensorkeepError as error:
-            return [], work, error
-        failpoints.hit("push.part_flushed")
-        return written, work[len(written) :], failure
+    def _confirm(self, device: str) -> None:
+        self._context.fleet.check_epoch(self._facts[device], self._devices[device], self._epoch)
 
     def _check_answer(self, new: NewObject, answer: Staging) -> None:
         if not answer.missing:

@@ -26,7 +26,7 @@ from tensorkeep.store.revisions import describe_version
 from tensorkeep.store.sources import open_sources
 from tensorkeep.store.stat_cache import StatCache
 
-_WRITERS = 4
+_BATCHES = 4
 
 
 def push(
@@ -65,17 +65,15 @@ def push(
     failpoints.hit("push.session_begun")
     try:
         with (
-            context.runtime.workers.open_pool(_WRITERS, "write") as pool,
-            context.runtime.workers.open_pool(_WRITERS, "batch") as batches,
-        ):
-            writer = ObjectWriter(
+            ObjectWriter(
                 context,
                 session,
-                pool,
                 down=target.down,
                 allow_soft=options.allow_soft,
                 allow_degraded=options.allow_degraded,
-            )
+            ) as writer,
+            context.runtime.workers.open_pool(_BATCHES, "batch") as batches,
+        ):
             work = PushWork(context, session, target, options, plan, base, writer)
             counter = ByteProgress(progress, "push", plan.total_bytes)
             counter.count(sum(file.size_bytes for file in plan.kept.values()))  # known, so not read again

@@ -190,6 +190,7 @@ class PushWork:
         self._write_metadata(metadata)
         failpoints.hit("push.metadata_written")
         for _ in range(_COMMIT_ROUNDS):
+            self._writer.settle()
             request = self._commit_request(assembled, version)
             failpoints.hit("push.before_commit")
             answer = self._context.catalog.commit(request)

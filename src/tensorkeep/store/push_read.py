@@ -2,12 +2,13 @@
 
 Each file is one lane: its bytes go in order through SHA-256 (and git's SHA-1, and the BLAKE3 of tensors that are not exactly
 one part); each run that is a part is hashed as one (BLAKE3, XXH3 per block) and handed to the writer. Packs gather items of many
-files and are a lane of their own. A lane keeps at most `LANE_BYTES` of buffers alive, so all lanes together stay under 256 MiB.
+files and are a lane of their own. All buffers are cut from one arena, so all lanes together stay under 256 MiB.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,13 +18,14 @@ from tensorkeep.records.digest import blake3_256
 from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import Cancellation, Cancelled, WorkerPool, Workers
 from tensorkeep.store.push_plan import PushPlan
+from tensorkeep.transfer.arena import Arena, Lease
 from tensorkeep.transfer.hashing import FileHasher, RangeHasher, hash_part
 from tensorkeep.transfer.memory import allocate
 
 LANES = 2
-LANE_BYTES = 124 * MIB
+_ARENA_BYTES = 248 * MIB
 _BATCH_BYTES = 56 * MIB
-_SCRATCH_BYTES = 4 * MIB
+_SCRATCH_BYTES = 4 * MIB  # for each lane: what is read and not kept
 
 
 class PartFact(NamedTuple):
@@ -82,13 +84,13 @@ def read_sources(
     facts: dict[int, PartFact] = {}
     runs = _runs_by_file(plan)
     stop = Cancellation()
+    batches = _Batches(sink, pool, facts, stop)
     with workers.open_pool(LANES, "read") as lanes, stop:
         # The largest file first: lanes finish together.
         order = sorted(range(len(plan.read)), key=lambda number: -plan.read[number].size_bytes)
-        packs = lanes.submit(_read_packs, plan, _Lane(sink, pool, facts, stop))
+        packs = lanes.submit(_read_packs, plan, batches)
         files = {
-            number: lanes.submit(_read_file, plan, number, runs.get(number, {}), _Lane(sink, pool, facts, stop), count)
-            for number in order
+            number: lanes.submit(_read_file, plan, number, runs.get(number, {}), batches, count) for number in order
         }
         _wait([packs, *files.values()], stop)
     for source in plan.sources:
@@ -115,38 +117,68 @@ def gather_part(plan: PushPlan, part: PlannedPart) -> memoryview:
     return data
 
 
-class _Lane:
-    """Batches of one lane: hands them to the sink, and waits for the oldest when too many bytes are alive."""
+class _Batches:
+    """What the lanes of one push share: where batches go, the memory they are read into, what is known of their parts."""
 
     def __init__(self, sink: BatchSink, pool: WorkerPool, facts: dict[int, PartFact], stop: Cancellation) -> None:
         self._sink = sink
         self._pool = pool
-        self._facts = facts
-        self._stop = stop
-        self._batch: list[ReadPart] = []
-        self._batch_bytes = 0
-        self._flying: deque[tuple[int, Future[None]]] = deque()
+        self._arena = Arena(_ARENA_BYTES)
+        self.facts = facts
+        self.stop = stop
+
+    @contextmanager
+    def lane(self) -> Iterator["_Lane"]:
+        """Give a lane; when the block is left everything that was added to it is stored, or it ends by an error."""
+        lane = _Lane(self, self._arena)
+        try:
+            yield lane
+            lane.finish()
+        finally:
+            lane.drop()
+
+    def send(self, parts: Sequence[ReadPart], leases: Sequence[Lease]) -> "Future[None]":
+        """Hand parts to the sink; their memory is free once it is done with them."""
+        return self._pool.submit(self._store, parts, leases)
+
+    def _store(self, parts: Sequence[ReadPart], leases: Sequence[Lease]) -> None:
+        try:
+            self._sink(parts)
+        finally:
+            for lease in leases:
+                self._arena.give_back(lease)
+
+
+class _Lane:
+    """Parts on their way from one file, or from the packs, to the sink, in batches."""
+
+    def __init__(self, batches: _Batches, arena: Arena) -> None:
+        self._batches = batches
+        self._arena = arena
+        self._parts: list[ReadPart] = []
+        self._leases: list[Lease] = []
+        self._flying: deque[Future[None]] = deque()
 
     def make_room(self, size_bytes: int) -> memoryview:
-        """Return a buffer of that size, once the lane's bytes allow it; raises `Cancelled` where the push was given up."""
-        self._stop.check()
-        alive = self._batch_bytes + sum(size for size, _ in self._flying)
-        if alive + size_bytes > LANE_BYTES and self._batch:
-            self._send()
-        while self._flying and alive + size_bytes > LANE_BYTES:
-            size, task = self._flying.popleft()
-            task.result()
-            alive -= size
-        return allocate(size_bytes)
+        """Return a buffer of that size, once there is room; raises `Cancelled` where the push was given up."""
+        self._batches.stop.check()
+        while self._flying and self._flying[0].done():
+            self._flying.popleft().result()
+        lease = self._arena.try_take(size_bytes)
+        if lease is None:
+            self._send()  # who waits must hold nothing
+            lease = self._arena.take(size_bytes)
+        self._leases.append(lease)
+        self._batches.stop.check()
+        return lease.data
 
     def add(self, index: int, data: memoryview) -> PartFact:
         """Hash a part, keep it for the next batch, and return what is known of it."""
         hashed = hash_part(data)
         fact = PartFact(hashed.digest, len(data), hashed.checks)
-        self._facts[index] = fact
-        self._batch.append(ReadPart(index, fact, data))
-        self._batch_bytes += len(data)
-        if self._batch_bytes >= _BATCH_BYTES:
+        self._batches.facts[index] = fact
+        self._parts.append(ReadPart(index, fact, data))
+        if sum(len(part.data) for part in self._parts) >= _BATCH_BYTES:
             self._send()
         return fact
 
@@ -154,12 +186,18 @@ class _Lane:
         """Return when everything that was added is stored."""
         self._send()
         while self._flying:
-            self._flying.popleft()[1].result()
+            self._flying.popleft().result()
+
+    def drop(self) -> None:
+        """Give back the memory of what was not sent."""
+        for lease in self._leases:
+            self._arena.give_back(lease)
+        self._leases = []
 
     def _send(self) -> None:
-        if self._batch:
-            self._flying.append((self._batch_bytes, self._pool.submit(self._sink, self._batch)))
-            self._batch, self._batch_bytes = [], 0
+        if self._parts:
+            self._flying.append(self._batches.send(self._parts, self._leases))
+            self._parts, self._leases = [], []
 
 
 def _runs_by_file(plan: PushPlan) -> dict[int, dict[int, tuple[int, Piece]]]:
@@ -175,22 +213,22 @@ def _is_run(part: PlannedPart) -> bool:
     return len(part.pieces) == 1 and part.pieces[0].length == part.size_bytes
 
 
-def _read_packs(plan: PushPlan, lane: _Lane) -> None:
-    for index, part in enumerate(plan.split.parts):
-        if not isinstance(part, PlannedPart) or _is_run(part):
-            continue
-        data = lane.make_room(part.size_bytes)
-        _clear_padding(data, part)
-        for piece in part.pieces:
-            view = data[piece.offset : piece.offset + piece.length]
-            source = plan.read[piece.file]
-            source.read_into(piece.start, view)
-            if blake3_256(view) != plan.item_digests[piece.file, piece.start, piece.length]:
-                raise InvalidInput(
-                    f"{source.path} changed while it was pushed: nothing was committed", path=source.path
-                )
-        lane.add(index, data)
-    lane.finish()
+def _read_packs(plan: PushPlan, batches: _Batches) -> None:
+    with batches.lane() as lane:
+        for index, part in enumerate(plan.split.parts):
+            if isinstance(part, PlannedPart) and not _is_run(part):
+                lane.add(index, _read_pack(plan, part, lane.make_room(part.size_bytes)))
+
+
+def _read_pack(plan: PushPlan, part: PlannedPart, data: memoryview) -> memoryview:
+    _clear_padding(data, part)
+    for piece in part.pieces:
+        view = data[piece.offset : piece.offset + piece.length]
+        source = plan.read[piece.file]
+        source.read_into(piece.start, view)
+        if blake3_256(view) != plan.item_digests[piece.file, piece.start, piece.length]:
+            raise InvalidInput(f"{source.path} changed while it was pushed: nothing was committed", path=source.path)
+    return data
 
 
 def _clear_padding(data: memoryview, part: PlannedPart) -> None:
@@ -203,22 +241,23 @@ def _clear_padding(data: memoryview, part: PlannedPart) -> None:
 
 
 def _read_file(
-    plan: PushPlan, number: int, runs: Mapping[int, tuple[int, Piece]], lane: _Lane, count: ByteCounter
+    plan: PushPlan, number: int, runs: Mapping[int, tuple[int, Piece]], batches: _Batches, count: ByteCounter
 ) -> FileFact:
     source = plan.read[number]
     hasher = FileHasher(source.size_bytes)
     ranges = _streamed_ranges(plan, number, runs)
     tensors = RangeHasher(ranges)
-    for start, length in _segments(source.size_bytes, runs):
-        run = runs.get(start)
-        data = lane.make_room(length) if run else allocate(length)
-        source.read_into(start, data)
-        hasher.update(data)
-        tensors.update(data)
-        if run:
-            lane.add(run[0], data)
-        count(length)
-    lane.finish()
+    scratch = allocate(min(source.size_bytes, _SCRATCH_BYTES))
+    with batches.lane() as lane:
+        for start, length in _segments(source.size_bytes, runs):
+            run = runs.get(start)
+            data = lane.make_room(length) if run else scratch[:length]
+            source.read_into(start, data)
+            hasher.update(data)
+            tensors.update(data)
+            if run:
+                lane.add(run[0], data)
+            count(length)
     return FileFact(hasher.sha256, hasher.git_sha1, dict(zip(ranges, tensors.digests(), strict=True)))
 
 

@@ -26,9 +26,8 @@ def copy_structure(context: StoreContext) -> int:
     session, copied = new_ulid(context.runtime), 0
     context.catalog.begin_push(session, now=context.runtime.clock.now())
     try:
-        with context.runtime.workers.open_pool(2, "structure") as pool:
-            # Soft devices count here only where no durable one is: `counted_devices` has chosen already.
-            writer = ObjectWriter(context, session, pool, down=(), allow_soft=True, allow_degraded=True)
+        # Soft devices count here only where no durable one is: `counted_devices` has chosen already.
+        with ObjectWriter(context, session, down=(), allow_soft=True, allow_degraded=True) as writer:
             for key, (model, copies) in short.items():
                 try:
                     data = read_object(context, key)

@@ -111,7 +111,12 @@ class Operations:
             requests.append(self._random.choice(self._requests))
         self._requests += requests
         session, soft = self._session(), self._random.random() < 0.3
-        answers = self._ask(lambda c: c.stage(session, requests, down=down, allow_soft=soft))
+        if self._random.random() < 0.3:
+            before = self._some_rows()
+            both = self._ask(lambda c: c.stage_and_record(session, requests, before, down=down, allow_soft=soft))
+            answers = both[0] if isinstance(both, tuple) else both
+        else:
+            answers = self._ask(lambda c: c.stage(session, requests, down=down, allow_soft=soft))
         if isinstance(answers, list):
             rows = [row.id for answer in answers for row in answer.staged]
             self._rows += rows

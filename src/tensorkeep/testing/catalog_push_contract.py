@@ -182,6 +182,28 @@ class StageRules(CatalogFixtures):
         condemned = catalog.list_condemned(grace_s=0, now=scene.clock.now(), after=0, limit=9)
         assert [row.id for row in condemned] == [two.id]
 
+    def test_staging_and_recording_in_one_call_answer_as_the_two_do(self, scene: Scene) -> None:
+        scene.add_device("a")
+        catalog, session = scene.catalog, scene.begin()
+        [one, two] = [answer.staged[0] for answer in scene.stage(session, [part_key(n) for n in (1, 2)])]
+        catalog.forget_staged(session, [two.id])
+        requests = [scene.request(part_key(n)) for n in (3, 4)]
+        answers, late = catalog.stage_and_record(session, requests, [one.id, two.id])
+        assert late == [two.id]
+        assert [answer.staged[0].key for answer in answers] == [part_key(3), part_key(4)]
+        assert [row.state for row in catalog.locate([part_key(1)])[part_key(1)]] == ["stored"]
+        assert catalog.stage_and_record(session, [], [answers[0].staged[0].id]) == ([], [])
+        assert [row.state for row in catalog.locate([part_key(3)])[part_key(3)]] == ["stored"]
+
+    def test_where_staging_is_refused_nothing_is_recorded(self, scene: Scene) -> None:
+        scene.add_device("a")
+        catalog, session = scene.catalog, scene.begin()
+        [answer] = scene.stage(session, [part_key(1)])
+        refused = scene.request(part_key(2), candidates=["no such device"])
+        with pytest.raises(NotFound):
+            catalog.stage_and_record(session, [refused], [answer.staged[0].id])
+        assert catalog.locate([part_key(1)])[part_key(1)] == []
+
     def test_large_batches_are_answered_in_order(self, scene: Scene) -> None:
         scene.add_device("a")
         keys = [part_key(n) for n in range(300)]
