@@ -125,6 +125,7 @@ def _device_group() -> typer.Typer:
         devices.add,
         "tensorkeep device add nvme0 file:///mnt/nvme0 --zone rack1",
         "tensorkeep device add hdd0 file:///mnt/hdd0 --capacity 2TB --rate-limit 200MB/s",
+        "tensorkeep device add s3 's3://bucket/models?region=eu-central-1&credentials=profile:team'",
     )
     add_command(group, "ls", devices.ls, "tensorkeep device ls -v")
     add_command(group, "lost", devices.lost, "tensorkeep device lost nvme0 --yes")

@@ -62,7 +62,8 @@ class DeviceCollection:
 
         Args:
             name: what users call it.
-            url: ``file:///mnt/nvme0``, or an absolute path.
+            url: an absolute path, ``file:///mnt/nvme0``, or ``s3://bucket/prefix?endpoint=…&region=…&credentials=env:NAME``
+                (``gs:`` and ``az:`` alike). It is stored, so keys are refused in it.
             zone: what fails together; its own name if None. Copies go to different zones while these suffice.
             capacity: most bytes that may be stored there; None: all that is free.
             bandwidth: bytes per second; None: a short measurement.

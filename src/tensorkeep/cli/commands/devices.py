@@ -24,7 +24,12 @@ DEVICE_HEADINGS = ("DEVICE", "STATE", "ZONE", ">OBJECTS", ">STORED", ">FREE", ">
 def add(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the device is called in this store.")],
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where it is: file:///mnt/nvme0, or a folder.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="Where it is: a folder, file:///mnt/nvme0, s3://bucket/prefix?…, gs://…, az://…"
+        ),
+    ],
     *,
     zone: Annotated[
         str | None,
@@ -101,7 +106,8 @@ def lost(
 
 def device_url(text: str) -> str:
     """Return a device's URL as the store takes it: a folder that the user named from where they are is made absolute."""
-    return text if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text) else os.path.abspath(text)
+    # "s3:" without slashes too: what follows may be a key, and must not become a folder's name.
+    return text if re.match(r"(?i:s3|gs|az):|[A-Za-z][A-Za-z0-9+.-]*:/", text) else os.path.abspath(text)
 
 
 def device_table(statuses: "Iterable[DeviceStatus]") -> Table:
