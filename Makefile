@@ -1,7 +1,7 @@
 # `make help` lists the targets. Each installs what it needs into .venv by itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-accept soak clean
+.PHONY: help demo test check bench bench-compare bench-accept soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,8 +15,11 @@ test: ## all checks and all tests (those marked root only when root)
 check: ## format, lint, types, layers of rooms
 	@scripts/check.sh
 
-bench: ## measure, print tables, write bench/results/
+bench: ## measure beside what is in use today, print tables, write bench/results/
 	@scripts/bench.sh run
+
+bench-compare: ## the last result beside the one before; fails where a figure became too much worse
+	@scripts/bench.sh compare
 
 bench-accept: ## each timing figure beside its bar; fails where one is not reached
 	@scripts/bench.sh accept

@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Measures: `scripts/bench.sh run` prints tables and writes bench/results/, `scripts/bench.sh accept` holds figures to bars.
+# Measures. `scripts/bench.sh run [load push …] [--quick]` prints tables and writes bench/results/, `compare` holds a result
+# beside an earlier one, `document` writes docs/performance.md from one, `accept` holds figures to bars; also `splitting`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null
-scripts/setup.sh dev
+program=${1:-run}
+[ $# = 0 ] || shift
+case $program in
+run | document) scripts/contenders.sh ;;
+*) scripts/setup.sh dev ;;
+esac
 export PATH="$PWD/.venv/bin:$PATH"
-program=$1
-shift
 exec python "bench/$program.py" "$@"
