@@ -105,10 +105,10 @@ def timing_rows(timings: Mapping[str, Timing], kinds: Mapping[str, Kind]) -> lis
     ]
 
 
-def new_result(options: Options, machine: dict[str, str], tables: Sequence[Table]) -> Result:
-    """Return a result of now."""
+def new_result(options: Options, commit: str, machine: dict[str, str], tables: Sequence[Table]) -> Result:
+    """Return a result of now; ``commit`` and ``machine`` are as they were before it was measured."""
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Result(FORMAT, _commit(), moment, options.model, options.rounds, machine, list(tables))
+    return Result(FORMAT, commit, moment, options.model, options.rounds, machine, list(tables))
 
 
 def write_result(result: Result, folder: Path = RESULTS) -> Path:
@@ -178,8 +178,8 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _commit() -> str:
-    """Return the commit, and that there were changes on top of it."""
+def current_commit() -> str:
+    """Return the commit, and whether there are changes on top of it."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     found = subprocess.run(words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return found.stdout.strip() or "unknown"

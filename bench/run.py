@@ -17,7 +17,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
-from bench.results import Options, Result, Table, machine_facts, new_result, write_result
+from bench.results import Options, Result, Table, current_commit, machine_facts, new_result, write_result
 from bench.tables import show
 from bench.work import ROOT
 from bench.workers import THEIR_PYTHON
@@ -48,13 +48,13 @@ def draw(path: Path, folder: Path) -> None:
 
 
 def _measure(names: list[str], options: Options, console: Console) -> Result:
-    facts = machine_facts()  # before: they say how busy the machine was
+    commit, facts = current_commit(), machine_facts()  # before: also how busy the machine was
     tables = []
     for name in names:
         for table in get_section(name)(options):
             show(table, console)
             tables.append(table)
-    return new_result(options, facts, tables)
+    return new_result(options, commit, facts, tables)
 
 
 def main() -> None:

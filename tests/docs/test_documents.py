@@ -111,6 +111,9 @@ def test_every_dependency_is_documented_with_its_reason_and_no_other() -> None:
     extras = project["optional-dependencies"]
     text = (DOCS / "dependencies.md").read_text("utf-8")
     run_time, _, rest = text.partition("## Extras")
+    rest, _, bench = rest.partition("## To measure beside")
+    contenders = (ROOT / "bench" / "contenders.txt").read_text("utf-8").splitlines()
+    assert _documented(bench) == _names([line for line in contenders if not line.startswith("#")])
     assert _documented(run_time) == _names(project["dependencies"])
     assert _documented(rest) == {name for words in extras.values() for name in _names(words)}
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.document import DOCUMENT, write_tables
-from bench.results import DOCUMENTED, new_result, read_result, write_result
-from bench.results import Options as BenchOptions
+from bench.results import DOCUMENTED, Options, new_result, read_result, write_result
 from bench.run import SECTIONS, get_section
 from bench.tables import cells, headings
 from tests.unit.bench.results import MACHINE, load_table, result, storage_table
@@ -57,7 +56,7 @@ def test_a_table_without_a_place_is_not_dropped_silently() -> None:
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
-    made = new_result(BenchOptions("tiny", 3), MACHINE, [TABLE, storage_table(1.0)])
+    made = new_result(Options("tiny", 3), "abc1234", MACHINE, [TABLE, storage_table(1.0)])
     path = write_result(made, tmp_path)
     assert path.name.startswith("20")
     assert read_result(path) == made
