@@ -108,10 +108,11 @@ _LAZY = {
 def open(  # noqa: A001 - the name that the API fixed: tensorkeep.open
     location: "str | os.PathLike[str] | None" = None, *, runtime: "Runtime | None" = None
 ) -> "Store":
-    """Return the store at a location; a new one where the folder is missing or empty.
+    """Return the store at a location; a new one where the folder is missing or empty, or the database has none.
 
     Args:
-        location: a folder. None: ``TENSORKEEP_STORE`` of the environment, then ``~/.tensorkeep``.
+        location: a folder, or ``postgresql://user@host/database``. None: ``TENSORKEEP_STORE`` of the environment, then
+            ``~/.tensorkeep``.
         runtime: clock, randomness, workers and failpoints, for tests.
 
     Raises:
@@ -119,11 +120,11 @@ def open(  # noqa: A001 - the name that the API fixed: tensorkeep.open
         NotFound: the store's catalog is gone; `rebuild_catalog` brings it back.
     """
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
-    from tensorkeep.store.opening import open_folder  # noqa: PLC0415
+    from tensorkeep.store.opening import open_store  # noqa: PLC0415
     from tensorkeep.store.store import Store  # noqa: PLC0415
 
     return Store(
-        open_folder(_folder(location), runtime=runtime or system_runtime(), cache_root=_cache_root(), user=_user())
+        open_store(_location(location), runtime=runtime or system_runtime(), cache_root=_cache_root(), user=_user())
     )
 
 
@@ -147,12 +148,12 @@ def init(
         InvalidInput: the folder is not empty, or the redundancy makes no sense.
     """
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
-    from tensorkeep.store.opening import open_folder  # noqa: PLC0415
+    from tensorkeep.store.opening import open_store  # noqa: PLC0415
     from tensorkeep.store.push_target import make_policy  # noqa: PLC0415
     from tensorkeep.store.store import Store  # noqa: PLC0415
 
-    context = open_folder(
-        _folder(location),
+    context = open_store(
+        _location(location),
         runtime=runtime or system_runtime(),
         cache_root=_cache_root(),
         user=_user(),
@@ -186,7 +187,7 @@ def rebuild_catalog(
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
     from tensorkeep.store.rebuild import rebuild_catalog as rebuild  # noqa: PLC0415
 
-    return rebuild(_folder(location), sources=sources, force=force, runtime=runtime or system_runtime(), user=_user())
+    return rebuild(_location(location), sources=sources, force=force, runtime=runtime or system_runtime(), user=_user())
 
 
 def split_file(
@@ -273,10 +274,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _folder(location: "str | os.PathLike[str] | None") -> Path:
-    from tensorkeep.store.places import find_folder  # noqa: PLC0415 - imports are lazy
+def _location(location: "str | os.PathLike[str] | None") -> Path | str:
+    from tensorkeep.store.places import find_location  # noqa: PLC0415 - imports are lazy
 
-    return find_folder(location, os.environ)
+    return find_location(location, os.environ)
 
 
 def _cache_root() -> Path:

@@ -125,3 +125,17 @@ def database(postgres_server: PostgresAccount, database_names: Iterator[str]) ->
     name = next(database_names)
     yield postgres_server.make_database(name)
     postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def process_database(postgres_server: PostgresAccount, database_names: Iterator[str]) -> Iterator[str]:
+    """The URL of a database that the tests of this process share: making one takes longer than most of them."""
+    name = next(database_names)
+    yield postgres_server.make_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def store_urls(process_database: str) -> Iterator[str]:
+    """URLs of places in PostgreSQL where no store is yet: one schema after the other."""
+    return (f"{process_database}?schema=store_{number}" for number in itertools.count())

@@ -20,7 +20,7 @@ from tensorkeep.records.naming import parse_physical_name
 from tensorkeep.records.redundancy import Replicas
 from tensorkeep.runtime import Failpoints, Runtime
 from tensorkeep.store.fleet import DeviceOpener, open_by_facts
-from tensorkeep.store.opening import open_folder
+from tensorkeep.store.opening import open_store
 from tensorkeep.store.store import Store
 from tensorkeep.testing.devices import FaultyDevice
 
@@ -105,7 +105,7 @@ class World:
         """Return a new handle on the store."""
         if runtime is None:
             runtime = Runtime(failpoints=failpoints) if failpoints else Runtime()
-        context = open_folder(
+        context = open_store(
             self.location,
             runtime=runtime,
             cache_root=self.folder / "cache" if cache else None,

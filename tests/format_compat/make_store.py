@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from tensorkeep.records.redundancy import Replicas
 from tensorkeep.runtime import InlineWorkers, ManualClock, Runtime, SeededRandomness
-from tensorkeep.store.opening import open_folder
+from tensorkeep.store.opening import open_store
 from tensorkeep.store.store import Store
 
 HERE = Path(__file__).resolve().parent
@@ -129,7 +129,7 @@ def make_store(folder: Path, *, blocks: bool) -> dict[str, Any]:
     """Make a store under a folder, and return what must come out of it."""
     clock = ManualClock()
     runtime = Runtime(clock=clock, randomness=SeededRandomness(1 + blocks), workers=InlineWorkers())
-    context = open_folder(
+    context = open_store(
         folder / "store", runtime=runtime, cache_root=None, user="ada", policy=Replicas(2), snapshot_every=8
     )
     with Store(context) as store:

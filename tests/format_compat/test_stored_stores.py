@@ -22,7 +22,7 @@ from tensorkeep.devices.protocol import Device
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.naming import parse_physical_name
 from tensorkeep.runtime import Runtime
-from tensorkeep.store.opening import open_folder
+from tensorkeep.store.opening import open_store
 from tensorkeep.store.store import Store
 
 HERE = Path(__file__).resolve().parent
@@ -156,7 +156,7 @@ def test_the_catalog_of_the_first_schema_opens_and_loads(tmp_path: Path) -> None
         assert local_path(facts.url) != str(tmp_path / facts.name)
         return open_device(normalize_url(str(tmp_path / facts.name)), runtime=runtime)
 
-    context = open_folder(folder, runtime=Runtime(), cache_root=None, user="tester", opener=open_here)
+    context = open_store(folder, runtime=Runtime(), cache_root=None, user="tester", opener=open_here)
     with Store(context) as store:
         check_store(store, expected, tmp_path)
         assert store.verify().problems == ()

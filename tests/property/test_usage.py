@@ -12,6 +12,7 @@ from tensorkeep.catalog.protocol import Catalog
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Fleet, open_by_facts
+from tensorkeep.store.folder_place import FolderPlace
 from tensorkeep.store.usage import measure_usage
 from tensorkeep.testing.catalog_fixtures import STORE
 from tensorkeep.testing.catalog_scene import PART_BYTES, Scene, part_key, seeded_runtime
@@ -47,7 +48,11 @@ def test_shared_and_exclusive_parts_are_those_that_sets_say(kind: str, examples:
             version = scene.push(models[name], [part_key(part) for part in parts], branch=branch)
             held[version.id] = (name, set(parts))
         context = StoreContext(
-            scene.catalog, Fleet(scene.catalog, runtime=runtime, opener=open_by_facts), runtime, tmp_path, None
+            scene.catalog,
+            Fleet(scene.catalog, runtime=runtime, opener=open_by_facts),
+            runtime,
+            FolderPlace(tmp_path),
+            None,
         )
         report = measure_usage(context, None)
         assert {row.version for row in report.rows} == set(held)

@@ -10,10 +10,14 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, insert
 
-from tensorkeep.catalog import schema
-from tensorkeep.catalog.database import Database, Transaction
+from tensorkeep.catalog import postgres, schema
+from tensorkeep.catalog.database import Transaction
 from tensorkeep.catalog.migrating import bring_up_to_date, create_schema
+from tensorkeep.catalog.postgres_access import create_in_database, open_in_database, replace_in_database
+from tensorkeep.catalog.postgres_url import is_postgres_url, parse_postgres_url
+from tensorkeep.catalog.protocol import CatalogImage
 from tensorkeep.catalog.sql import SqlCatalog
+from tensorkeep.catalog.sql_image import load_image
 from tensorkeep.catalog.sql_journal import append, read_end
 from tensorkeep.catalog.sqlite import (
     BUSY_TIMEOUT_S,
@@ -57,7 +61,11 @@ def create_catalog(
         tx = Transaction(connection, snapshot_every, runtime.failpoints)
         append(tx, [StoreChanged(old=None, new=policy)], runtime.clock.now())
 
-    _create(url, store=store, epoch=epoch, policy=policy, runtime=runtime, begin=begin)
+    if is_postgres_url(url):
+        parse_ulid(store, what="store id")
+        create_in_database(parse_postgres_url(url), runtime, _filler(store, epoch, policy, begin))
+    else:
+        _create(url, store=store, epoch=epoch, policy=policy, runtime=runtime, begin=begin)
     return open_catalog(url, runtime=runtime, snapshot_every=snapshot_every)
 
 
@@ -70,7 +78,11 @@ def create_empty_catalog(
         AlreadyExists: there is a file of that name.
         NotFound: the folder does not exist.
     """
-    _create(url, store=store, epoch=0, policy=_NO_POLICY, runtime=runtime, begin=read_end)
+    if is_postgres_url(url):
+        parse_ulid(store, what="store id")
+        create_in_database(parse_postgres_url(url), runtime, _filler(store, 0, _NO_POLICY, read_end))
+    else:
+        _create(url, store=store, epoch=0, policy=_NO_POLICY, runtime=runtime, begin=read_end)
     return open_catalog(url, runtime=runtime, snapshot_every=snapshot_every)
 
 
@@ -85,7 +97,7 @@ def open_catalog(
     """Return a catalog that exists; an older schema is migrated.
 
     Args:
-        url: ``sqlite:////absolute/path``.
+        url: ``sqlite:////absolute/path``, or ``postgresql://…``.
         runtime: clock and failpoints.
         read_only: every change raises `PermissionDenied`; works on a read-only file system.
         snapshot_every: journal entries between two snapshots.
@@ -96,13 +108,32 @@ def open_catalog(
         Integrity: the file is damaged or no catalog.
         Format: it is of a newer tensorkeep.
     """
-    database = open_database(parse_url(url), read_only=read_only, busy_timeout_s=busy_timeout_s)
+    if is_postgres_url(url):
+        place = parse_postgres_url(url)
+        database = open_in_database(place, runtime, read_only=read_only, busy_timeout_s=busy_timeout_s)
+        checker = postgres.find_damage
+    else:
+        database = open_database(parse_url(url), read_only=read_only, busy_timeout_s=busy_timeout_s)
+        checker = find_damage
     try:
         bring_up_to_date(database)
     except TensorkeepError:
         database.close()
         raise
-    return SqlCatalog(database, runtime=runtime, snapshot_every=snapshot_every, find_damage=find_damage)
+    return SqlCatalog(database, runtime=runtime, snapshot_every=snapshot_every, find_damage=checker)
+
+
+def replace_catalog(url: str, image: CatalogImage, *, runtime: Runtime) -> str | None:
+    """Make a catalog from what the devices told in a PostgreSQL database, in one transaction; return what the old one is called.
+
+    Nothing of the old catalog is lost: its schema is renamed. Transactions under way are waited for, later ones find the new
+    one.
+
+    Raises:
+        PermissionDenied: the role may not make schemas.
+    """
+    fill = _filler(image.store, 0, _NO_POLICY, lambda connection: load_image(connection, image, runtime.clock.now()))
+    return replace_in_database(parse_postgres_url(url), runtime, fill)
 
 
 def install_catalog(built: str, final: str) -> None:
@@ -135,7 +166,8 @@ def _create(
     try:
         database = open_database(built, read_only=False)
         try:
-            _fill(database, store=store, epoch=epoch, policy=policy, begin=begin)
+            with database.write() as connection:
+                _filler(store, epoch, policy, begin)(connection)
         finally:
             database.close()
         _sync_file(built)
@@ -158,15 +190,18 @@ def _claim(path: str, built: str) -> None:
         raise translate_os_error(error, path) from error
 
 
-def _fill(database: Database, *, store: str, epoch: int, policy: str, begin: Callable[[Connection], object]) -> None:
-    with database.write() as connection:
+def _filler(
+    store: str, epoch: int, policy: str, begin: Callable[[Connection], object]
+) -> Callable[[Connection], object]:
+    """Return what makes a new catalog's tables and their first rows."""
+
+    def fill(connection: Connection) -> None:
         create_schema(connection)
-        connection.execute(
-            insert(schema.store).values(
-                one=1, store=store, epoch=epoch, last_seq=0, head=None, last_snapshot=0, policy=policy
-            )
-        )
+        values = {"one": 1, "store": store, "epoch": epoch, "last_seq": 0, "last_snapshot": 0, "policy": policy}
+        connection.execute(insert(schema.store).values(**values, head=None))
         begin(connection)
+
+    return fill
 
 
 def _publish(built: str, path: str) -> None:

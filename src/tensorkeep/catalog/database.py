@@ -1,28 +1,46 @@
 """Transactions on a database, and the few choices that differ between SQLite and PostgreSQL.
 
 On SQLite a writing transaction is ``BEGIN IMMEDIATE``: it has the whole database to itself, so no row needs a lock. On
-PostgreSQL (READ COMMITTED) `lock_parts` takes the rows, and what it protects is decided in a later statement.
+PostgreSQL (READ COMMITTED) `lock_parts` takes the rows, and what it protects is decided in a later statement. There, a
+transaction that lost a race or its connection is run again as a whole (`retrying`).
 """
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, Table, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    any_,
+    bindparam,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tensorkeep.catalog import schema
+from tensorkeep.catalog.retrying import Attempt, NoRetries, Retries
 from tensorkeep.errors import PermissionDenied, TensorkeepError
 from tensorkeep.runtime import Failpoints
 
 CHUNK = 5000
 """Most values in one statement: SQLite takes 32,766, PostgreSQL 65,535."""
 
-WRITES = "tensorkeep_writes"
-"""Execution option of connections whose transaction will write."""
+MODE = "tensorkeep_mode"
+"""Execution option of connections: what the transaction is for, see `Mode`."""
+
+Mode = Literal["look", "read", "write", "alone"]
+"""read: sees one moment; look: the same of what may be no catalog. write: may write; alone: one at a time, to make a catalog."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +60,50 @@ class Database:
     name: str
     read_only: bool
     translate: Callable[[BaseException, str], TensorkeepError]
+    retries: Retries = field(default_factory=NoRetries)
+
+    def reading(self, step: Callable[[Connection], Answer]) -> Answer:
+        """Return what a step reads, in a transaction of its own."""
+
+        def attempt(_: Attempt) -> Answer:
+            with self._begin("read") as connection:
+                return step(connection)
+
+        return self._repeated(attempt)
+
+    def writing(self, step: Callable[[Connection], Answer], *, repeatable: bool = True) -> Answer:
+        """Return what a step did, in a transaction of its own; the step is run again where the transaction was undone.
+
+        Args:
+            step: all of the transaction.
+            repeatable: whether the step may be run again where nobody knows if the transaction has happened, because the
+                connection was lost in the COMMIT. False: the server is asked.
+
+        Raises:
+            PermissionDenied: the catalog was opened to be read.
+        """
+        self._refuse_read_only()
+
+        def attempt(state: Attempt) -> Answer:
+            with self._begin("write") as connection:
+                if not repeatable:
+                    state.number = self.retries.transaction_number(connection)
+                answer = step(connection)
+                state.answer, state.committing = answer, True
+            return answer
+
+        return self._repeated(attempt, repeatable=repeatable)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that sees one moment of the database."""
-        with self._translated(), self.engine.connect() as connection, connection.begin():
+        """Yield a connection in a transaction that sees one moment of the database; it is not run again."""
+        with self._translated(), self._begin("read") as connection:
+            yield connection
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """Yield a connection as `read` does, to something that may be no catalog."""
+        with self._translated(), self._begin("look") as connection:
             yield connection
 
     @contextmanager
@@ -56,17 +113,37 @@ class Database:
         Raises:
             PermissionDenied: the catalog was opened to be read.
         """
-        if self.read_only:
-            raise PermissionDenied(f"the catalog {self.name} was opened read-only: nothing can be changed")
-        with self._translated(), self._writing_connection() as connection, connection.begin():
+        self._refuse_read_only()
+        with self._translated(), self._begin("write") as connection:
+            yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """Yield a connection in a transaction that makes, migrates or replaces the catalog: one at a time.
+
+        Raises:
+            PermissionDenied: the catalog was opened to be read.
+        """
+        self._refuse_read_only()
+        with self._translated(), self._begin("alone") as connection:
             yield connection
 
     def close(self) -> None:
         """Give back all connections."""
         self.engine.dispose()
 
-    def _writing_connection(self) -> Connection:
-        return self.engine.connect().execution_options(**{WRITES: True})
+    def _repeated(self, attempt: Callable[[Attempt], Answer], *, repeatable: bool = True) -> Answer:
+        with self._translated():
+            return self.retries.run(attempt, repeatable=repeatable, connect=lambda: self._begin("look"))
+
+    @contextmanager
+    def _begin(self, mode: Mode) -> Iterator[Connection]:
+        with self.engine.connect().execution_options(**{MODE: mode}) as connection, connection.begin():
+            yield connection
+
+    def _refuse_read_only(self) -> None:
+        if self.read_only:
+            raise PermissionDenied(f"the catalog {self.name} was opened read-only: nothing can be changed")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -74,26 +151,47 @@ class Database:
             yield
         except DBAPIError as error:
             raise self.translate(error.orig or error, self.name) from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, PoolTimeout) as error:
             raise self.translate(error, self.name) from error
 
 
-def lock_parts(connection: Connection, part_ids: Sequence[int], *, exclusive: bool) -> None:
-    """Lock the rows of these objects until the transaction ends, in id order: shared to refer to them, exclusively to condemn.
+def among(connection: Connection, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the condition that a column is one of these values.
 
-    What the lock protects is read in a later statement. (Tried on PostgreSQL 15: one ``UPDATE … WHERE NOT EXISTS``, and
-    ``FOR UPDATE`` on the location row, both lost data.)
+    On PostgreSQL they travel as one array: a statement of 5,000 parameters takes longer to spell than to run.
     """
     if connection.dialect.name == "sqlite":
-        return  # BEGIN IMMEDIATE has locked everything
+        return column.in_(values)
+    return column == any_(bindparam(None, list(values), type_=ARRAY(column.type), unique=True))
+
+
+def lock_parts(connection: Connection, part_ids: Sequence[int], *, exclusive: bool) -> list[int]:
+    """Lock the rows of these objects until the transaction ends, in id order: shared to refer to them, exclusively to condemn.
+
+    Returns those that are still there. What the lock protects is read in a later statement. (Tried on PostgreSQL 15: one
+    ``UPDATE … WHERE NOT EXISTS``, and ``FOR UPDATE`` on the location row, both lost data.)
+    """
+    if connection.dialect.name == "sqlite":
+        return sorted(part_ids)  # BEGIN IMMEDIATE has locked everything
+    locked: list[int] = []
     for chunk in chunks(sorted(part_ids)):
-        connection.execute(lock_statement(chunk, exclusive=exclusive)).all()
+        statement = lock_statement(among(connection, schema.parts.c.id, chunk), exclusive=exclusive)
+        locked += connection.execute(statement).scalars().all()
+    return locked
 
 
-def lock_statement(part_ids: Sequence[int], *, exclusive: bool) -> Select[tuple[int]]:
-    """Return the statement that locks these objects' rows in id order, where rows are locked at all."""
+def lock_parts_of(connection: Connection, locations: Sequence[int]) -> list[int]:
+    """Lock the objects of these location rows exclusively, in id order; return their ids."""
+    column = schema.locations.c.part_id
+    mine = among(connection, schema.locations.c.id, locations)
+    part_ids = connection.execute(select(column).where(mine).distinct()).scalars().all()
+    return lock_parts(connection, part_ids, exclusive=True)
+
+
+def lock_statement(condition: ColumnElement[bool], *, exclusive: bool) -> Select[int]:
+    """Return the statement that locks the objects' rows that meet a condition in id order, where rows are locked at all."""
     column = schema.parts.c.id
-    return select(column).where(column.in_(part_ids)).order_by(column).with_for_update(read=not exclusive)
+    return select(column).where(condition).order_by(column).with_for_update(read=not exclusive)
 
 
 def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

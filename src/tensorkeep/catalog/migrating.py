@@ -1,6 +1,6 @@
 """Brings an older catalog to this tensorkeep's schema. Alembic is imported only here, and only when it must migrate."""
 
-from sqlalchemy import Connection, delete, insert, inspect, select
+from sqlalchemy import Connection, delete, insert, inspect, select, text
 
 from tensorkeep.catalog import schema
 from tensorkeep.catalog.database import Database
@@ -11,7 +11,7 @@ SCRIPTS = "tensorkeep.catalog:migrations"
 
 def create_schema(connection: Connection) -> None:
     """Make all tables of an empty database and stamp it with the newest revision, as Alembic would."""
-    schema.metadata.create_all(connection)
+    schema.metadata.create_all(connection, checkfirst=False)
     schema.alembic_version.create(connection)
     stamp(connection, schema.HEAD)
 
@@ -30,7 +30,7 @@ def bring_up_to_date(database: Database) -> None:
         Integrity: it is no catalog.
         PermissionDenied: it is older, and was opened read-only.
     """
-    with database.read() as connection:
+    with database.look() as connection:
         revision = read_revision(connection, database.name)
     if revision == schema.HEAD:
         return
@@ -47,8 +47,15 @@ def bring_up_to_date(database: Database) -> None:
             "open it once where it can be written, to migrate it",
             path=database.name,
         )
-    with database.write() as connection:
+    with database.alone() as connection:
+        fence(connection)
         upgrade(connection)
+
+
+def fence(connection: Connection) -> None:
+    """Wait for every transaction of the catalog, and keep new ones waiting until this one ends (SQLite: they do anyway)."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text("LOCK TABLE store IN ACCESS EXCLUSIVE MODE"))
 
 
 def read_revision(connection: Connection, name: str) -> str:
@@ -59,7 +66,7 @@ def read_revision(connection: Connection, name: str) -> str:
     """
     table = schema.alembic_version
     found = None
-    if inspect(connection).has_table(table.name):
+    if has_table(connection, table.name):
         found = connection.execute(select(table.c.version_num)).scalar()
     if found is None:
         raise Integrity(
@@ -68,6 +75,14 @@ def read_revision(connection: Connection, name: str) -> str:
             path=name,
         )
     return str(found)
+
+
+def has_table(connection: Connection, name: str) -> bool:
+    """Return whether there is a table of that name where the catalog's are."""
+    if connection.dialect.name == "sqlite":
+        return inspect(connection).has_table(name)
+    # The inspector looks in the schema that was there when the pool made its first connection.
+    return connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar() is not None
 
 
 def upgrade(connection: Connection, *, scripts: str = "", revision: str = "") -> None:

@@ -41,7 +41,7 @@ from tensorkeep.runtime import Runtime
 
 
 class SqlCatalog:
-    """A `Catalog` in SQLite (later PostgreSQL too). Thread safe; many processes may have it open at once."""
+    """A `Catalog` in SQLite or PostgreSQL. Thread safe; many processes may have it open at once."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class SqlCatalog:
 
     def info(self) -> CatalogInfo:
         """Return the store's identity and the journal's head."""
-        with self._db.read() as connection:
-            return sql_journal.read_info(connection)
+        return self._db.reading(sql_journal.read_info)
 
     def check(self) -> list[str]:
         """Return what is wrong with pages, references, the journal's chain, and tables against the journal."""
         try:
-            with self._db.read() as connection:
-                return self._find_damage(connection) or sql_journal.find_problems(connection)
+            return self._db.reading(
+                lambda connection: self._find_damage(connection) or sql_journal.find_problems(connection)
+            )
         except Integrity as error:
             return [error.message]
 
@@ -77,8 +77,7 @@ class SqlCatalog:
 
     def list_devices(self) -> list[DeviceFacts]:
         """Return all devices, in order of being added."""
-        with self._db.read() as connection:
-            return sql_rows.read_devices(connection)
+        return self._db.reading(sql_rows.read_devices)
 
     def change_device(
         self, old: DeviceFacts | None, new: DeviceFacts, *, heads: Sequence[DeviceHead], now: datetime
@@ -88,35 +87,29 @@ class SqlCatalog:
 
     def device_usage(self) -> list[DeviceUsage]:
         """Return what each device holds, lost ones too, in order of being added."""
-        with self._db.read() as connection:
-            return sql_reading.device_usage(connection)
+        return self._db.reading(sql_reading.device_usage)
 
     # names
 
     def list_models(self) -> list[ModelFacts]:
         """Return all models by name."""
-        with self._db.read() as connection:
-            return sql_rows.read_models(connection)
+        return self._db.reading(sql_rows.read_models)
 
     def find_model(self, name: ModelName) -> ModelFacts | None:
         """Return the model of that name, without regard to case, or None."""
-        with self._db.read() as connection:
-            return sql_names.find_model(connection, name.folded)
+        return self._db.reading(lambda connection: sql_names.find_model(connection, name.folded))
 
     def list_refs(self, model: str) -> list[RefFacts]:
         """Return a model's branches and tags, by kind and name."""
-        with self._db.read() as connection:
-            return sql_names.list_refs(connection, model)
+        return self._db.reading(lambda connection: sql_names.list_refs(connection, model))
 
     def list_versions(self, model: str) -> list[VersionFacts]:
         """Return a model's versions, newest commit first."""
-        with self._db.read() as connection:
-            return sql_names.list_versions(connection, model)
+        return self._db.reading(lambda connection: sql_names.list_versions(connection, model))
 
     def get_version(self, model: str, revision: str) -> VersionFacts:
         """Return the version that a revision of a model means."""
-        with self._db.read() as connection:
-            return sql_names.get_version(connection, model, revision)
+        return self._db.reading(lambda connection: sql_names.get_version(connection, model, revision))
 
     def set_ref(
         self,
@@ -150,8 +143,7 @@ class SqlCatalog:
 
     def begin_push(self, session: str, *, now: datetime) -> None:
         """Open a session."""
-        with self._db.write() as connection:
-            sql_push.keep_session(connection, session, now)
+        self._db.writing(lambda connection: sql_push.keep_session(connection, session, now))
 
     def heartbeat(self, session: str, *, now: datetime) -> None:
         """Say that the session is alive."""
@@ -159,20 +151,21 @@ class SqlCatalog:
 
     def end_push(self, session: str) -> None:
         """Close the session."""
-        with self._db.write() as connection:
-            sql_push.end_session(connection, session)
+        self._db.writing(lambda connection: sql_push.end_session(connection, session))
 
     def stage(
         self, session: str, requests: Sequence[ObjectRequest], *, down: Sequence[str] = (), allow_soft: bool = False
     ) -> list[Staging]:
         """Answer what exists and write the rows of what does not, before any upload starts."""
-        with self._db.write() as connection:
-            return sql_push.stage(connection, session, requests, down=frozenset(down), allow_soft=allow_soft)
+        return self._db.writing(
+            lambda connection: sql_push.stage(
+                connection, session, requests, down=frozenset(down), allow_soft=allow_soft
+            )
+        )
 
     def record_stored(self, session: str, locations: Sequence[int]) -> list[int]:
         """Move the session's staged rows to stored; return those that are condemned or gone."""
-        with self._db.write() as connection:
-            return sql_push.record_stored(connection, session, locations)
+        return self._db.writing(lambda connection: sql_push.record_stored(connection, session, locations))
 
     def stage_and_record(
         self,
@@ -191,14 +184,15 @@ class SqlCatalog:
 
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn the session's staged rows whose upload failed."""
-        with self._db.write() as connection:
-            sql_push.forget_staged(connection, session, locations, self._runtime.clock.now())
+        self._db.writing(
+            lambda connection: sql_push.forget_staged(connection, session, locations, self._runtime.clock.now())
+        )
 
     def commit(self, request: CommitRequest) -> Committed | Needed:
         """Make a version exist, or say what is needed again."""
         try:
-            with self._db.write() as connection:
-                return sql_commit.commit(self._transaction(connection), request)
+            # A lost answer needs no question: the session is the token that a second run looks for first.
+            return self._db.writing(lambda connection: sql_commit.commit(self._transaction(connection), request))
         except rules.CopiesMissing as missing:
             return missing.needed
 
@@ -206,8 +200,7 @@ class SqlCatalog:
 
     def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
         """Return every live, stored or bad location of these objects on devices that are not lost; a list for every key."""
-        with self._db.read() as connection:
-            return sql_reading.locate(connection, keys)
+        return self._db.reading(lambda connection: sql_reading.locate(connection, keys))
 
     def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
         """Return the most copies that versions ask of each of these objects; unreferenced ones are left out."""
@@ -216,91 +209,86 @@ class SqlCatalog:
 
     def locate_all(self, *, after: int, limit: int) -> list[Location]:
         """Return locations in any state but condemned, by id."""
-        with self._db.read() as connection:
-            return sql_reading.locate_all(connection, after, limit)
+        return self._db.reading(lambda connection: sql_reading.locate_all(connection, after, limit))
 
     def version_objects(self, version: str) -> list[tuple[ObjectKey, int]]:
         """Return the objects a version refers to, with sizes, by kind and digest."""
-        with self._db.read() as connection:
-            return sql_reading.version_objects(connection, version)
+        return self._db.reading(lambda connection: sql_reading.version_objects(connection, version))
 
     def find_manifest(self, digest: str) -> bytes | None:
         """Return the stored bytes of a manifest if the catalog keeps them."""
-        with self._db.read() as connection:
-            return sql_reading.find_manifest(connection, digest)
+        return self._db.reading(lambda connection: sql_reading.find_manifest(connection, digest))
 
     def record_checked(self, *, good: Sequence[int], bad: Sequence[int]) -> None:
         """Note what a read found."""
-        with self._db.write() as connection:
-            sql_reading.record_checked(connection, good, bad)
+        self._db.writing(lambda connection: sql_reading.record_checked(connection, good, bad))
 
     def version_usage(self, versions: Sequence[str]) -> list[VersionUsage]:
         """Return how many bytes versions take, and exclusively."""
-        with self._db.read() as connection:
-            return [sql_reading.version_usage(connection, version) for version in versions]
+        return self._db.reading(
+            lambda connection: [sql_reading.version_usage(connection, version) for version in versions]
+        )
 
     def count_short(self, versions: Sequence[str]) -> dict[str, int]:
         """Return for each version how many of its objects lack copies (only non-zero)."""
-        with self._db.read() as connection:
-            return sql_reading.count_short(connection, versions)
+        return self._db.reading(lambda connection: sql_reading.count_short(connection, versions))
 
     # gc
 
     def condemn(self, *, grace_s: float, dry_run: bool, heads: Sequence[DeviceHead], now: datetime) -> GcSummary:
         """Condemn what nothing uses; a dry run only counts, and needs no right to write."""
-        with self._db.read() if dry_run else self._db.write() as connection:
+
+        def step(connection: Connection) -> GcSummary:
             sql_journal.refuse_stale(connection, heads)
             return sql_gc.condemn(connection, grace_s=grace_s, dry_run=dry_run, now=now)
+
+        return self._db.reading(step) if dry_run else self._db.writing(step)
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""
         until = rules.moment_before(now, grace_s)
-        with self._db.read() as connection:
-            return sql_reading.list_condemned(connection, until, after, limit)
+        return self._db.reading(lambda connection: sql_reading.list_condemned(connection, until, after, limit))
 
     def drop(self, locations: Sequence[int]) -> None:
         """Forget condemned rows, and objects left without rows and versions."""
-        with self._db.write() as connection:
-            sql_gc.drop(connection, locations)
+        self._db.writing(lambda connection: sql_gc.drop(connection, locations))
 
     # journal
 
     def journal_backlog(self, device: str, *, limit: int) -> list[JournalRow]:
         """Return the entries that a device lacks, oldest first; a new device begins at the newest snapshot."""
-        with self._db.read() as connection:
-            return sql_journal.backlog(connection, device, limit)
+        return self._db.reading(lambda connection: sql_journal.backlog(connection, device, limit))
 
     def journal_rows(self) -> list[JournalRow]:
         """Return every entry that the catalog keeps, oldest first."""
-        with self._db.read() as connection:
-            return sql_journal.read_rows(connection)
+        return self._db.reading(sql_journal.read_rows)
 
     def record_flushed(self, device: str, seq: int) -> None:
         """Note that a device durably holds every entry up to this seq."""
-        with self._db.write() as connection:
-            sql_journal.record_flushed(connection, device, seq)
+        self._db.writing(lambda connection: sql_journal.record_flushed(connection, device, seq))
 
     def flushed(self) -> dict[str, int]:
         """Return the last seq that each device (not lost) holds; 0 for none."""
-        with self._db.read() as connection:
-            return sql_journal.read_flushed(connection)
+        return self._db.reading(sql_journal.read_flushed)
 
     def trim_journal(self) -> int:
         """Forget entries older than the newest snapshot that every device holds; return its seq or 0."""
-        with self._db.write() as connection:
-            return sql_journal.trim(connection)
+        return self._db.writing(sql_journal.trim)
 
     # rebuild
 
     def load_image(self, image: CatalogImage, *, now: datetime) -> int:
         """Fill an empty catalog, append a snapshot entry, and return its seq."""
-        with self._db.write() as connection:
-            return sql_image.load_image(connection, image, now)
+        return self._db.writing(lambda connection: sql_image.load_image(connection, image, now))
 
     def _transaction(self, connection: Connection) -> Transaction:
         return Transaction(connection, self._snapshot_every, self._runtime.failpoints)
 
     def _change(self, heads: Sequence[DeviceHead], step: Callable[[Transaction], int]) -> int:
-        with self._db.write() as connection:
+        def change(connection: Connection) -> int:
+            # First: what a change compares and swaps stays as it is until it commits.
+            sql_journal.read_end(connection, lock=True)
             sql_journal.refuse_stale(connection, heads)
             return step(self._transaction(connection))
+
+        return self._db.writing(change, repeatable=False)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, and_, case, insert, select, update
+from sqlalchemy import Connection, and_, case, insert, literal, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import Transaction, chunks, insert_missing, lock_parts
+from tensorkeep.catalog.database import Transaction, among, chunks, insert_missing, lock_parts
 from tensorkeep.catalog.protocol import CommitRequest, Committed, ObjectKey
 from tensorkeep.catalog.sql_journal import append, read_end, refuse_stale
 from tensorkeep.catalog.sql_names import find_model, find_ref, insert_model, write_policy, write_ref
@@ -27,17 +27,18 @@ def commit(tx: Transaction, request: CommitRequest) -> Committed:
     connection = tx.connection
     tx.failpoints.hit("commit.begun")
     rules.check_request(request)
+    keys = rules.request_keys(request)
+    part_ids = _lock_objects(connection, keys)
+    # After the objects, as everywhere: from here on names, heads and the journal's end stand still.
+    read_end(connection, lock=True)
+    tx.failpoints.hit("commit.locked")
+
     before = _find_committed(connection, request)
     if before is not None:
         return before
     refuse_stale(connection, request.heads)
     model = _find_model(connection, request.model)
     branch_head = _check_refs(connection, request)
-    keys = rules.request_keys(request)
-    part_ids = find_part_ids(connection, keys)
-    lock_parts(connection, list(part_ids.values()), exclusive=False)
-    tx.failpoints.hit("commit.locked")
-
     changes = _write_model(connection, request, model)
     number = _insert_version(connection, request, list(part_ids.values()))
     tx.failpoints.hit("commit.version_inserted")
@@ -57,9 +58,17 @@ def commit(tx: Transaction, request: CommitRequest) -> Committed:
 
 def insert_version_parts(connection: Connection, number: int, part_ids: Sequence[int]) -> None:
     """Say that a version refers to these objects."""
-    for chunk in chunks(part_ids, 50_000):
-        rows = [{"version": number, "part_id": part_id} for part_id in chunk]
-        connection.execute(insert(schema.version_parts), rows)
+    table, parts = schema.version_parts, schema.parts
+    for chunk in chunks(part_ids):
+        rows = select(literal(number), parts.c.id).where(among(connection, parts.c.id, chunk))
+        connection.execute(insert(table).from_select([table.c.version, table.c.part_id], rows))
+
+
+def _lock_objects(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
+    """Return the ids of those of these objects that the catalog knows, locked to be referred to."""
+    part_ids = find_part_ids(connection, keys)
+    locked = set(lock_parts(connection, list(part_ids.values()), exclusive=False))
+    return {key: part_id for key, part_id in part_ids.items() if part_id in locked}
 
 
 def _find_committed(connection: Connection, request: CommitRequest) -> Committed | None:
@@ -102,7 +111,7 @@ def _write_model(connection: Connection, request: CommitRequest, present: ModelF
 
 def _insert_version(connection: Connection, request: CommitRequest, part_ids: Sequence[int]) -> int:
     table = schema.versions
-    seq = read_end(connection, lock=True).last_seq + 1  # of the entry that this transaction will append
+    seq = read_end(connection).last_seq + 1  # of the entry that this transaction will append
     connection.execute(insert(table).values(**values_of(request.version), seq=seq, token=request.session))
     number: int = connection.execute(select(table.c.number).where(table.c.id == request.version.id)).scalar_one()
     insert_version_parts(connection, number, sorted(part_ids))

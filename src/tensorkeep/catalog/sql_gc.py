@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, false, func, or_, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import CHUNK, chunks, lock_parts
+from tensorkeep.catalog.database import CHUNK, among, chunks, lock_parts, lock_parts_of
 from tensorkeep.catalog.protocol import GcSummary
 from tensorkeep.catalog.sql_owing import owed_by_version, usable_copies
 from tensorkeep.catalog.sql_push import delete_unused_parts, is_unused
@@ -29,7 +29,7 @@ def condemn(connection: Connection, *, grace_s: float, dry_run: bool, now: datet
         last = part_ids[-1]
         if not dry_run:
             lock_parts(connection, part_ids, exclusive=True)
-        rows = and_(table.c.part_id.in_(part_ids), condition)
+        rows = and_(among(connection, table.c.part_id, part_ids), condition)
         found = connection.execute(select(func.count(), func.coalesce(func.sum(table.c.length), 0)).where(rows)).one()
         count += found[0]
         size += int(found[1])
@@ -69,10 +69,8 @@ def drop(connection: Connection, locations: Sequence[int]) -> None:
     """Forget condemned rows, and the objects that are left without rows and versions."""
     table = schema.locations
     for chunk in chunks(locations):
-        rows = and_(table.c.id.in_(chunk), table.c.state == "condemned")
-        part_ids = connection.execute(select(table.c.part_id).where(rows).distinct()).scalars().all()
-        lock_parts(connection, part_ids, exclusive=True)
-        connection.execute(delete(table).where(rows))
+        part_ids = lock_parts_of(connection, chunk)
+        connection.execute(delete(table).where(among(connection, table.c.id, chunk), table.c.state == "condemned"))
         delete_unused_parts(connection, part_ids)
 
 

@@ -1,8 +1,10 @@
 """Filling an empty catalog from what the devices told."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Table, func, insert, select, update
 
 from tensorkeep.catalog import schema
 from tensorkeep.catalog.chain import ChainEnd
@@ -45,16 +47,14 @@ def _check_empty(connection: Connection) -> None:
 def _insert_state(connection: Connection, image: CatalogImage) -> None:
     state = image.state
     last_seq = image.entries[-1].seq if image.entries else 0
-    for device in state.devices.values():
-        # A device may hold entries of a history that was given up: never more than this one has.
-        flushed = min(image.flushed.get(device.id, 0), last_seq)
-        connection.execute(insert(schema.devices).values(**device_values(device), flushed_seq=flushed))
-    for model in state.models.values():
-        connection.execute(insert(schema.models).values(**model_values(model)))
-    for version in state.versions.values():
-        connection.execute(insert(schema.versions).values(**values_of(version), seq=0, token=None))
-    for ref in state.refs:
-        connection.execute(insert(schema.refs).values(**values_of(ref)))
+    # A device may hold entries of a history that was given up: never more than this one has.
+    flushed = {device: min(image.flushed.get(device, 0), last_seq) for device in state.devices}
+    devices = [{**device_values(device), "flushed_seq": flushed[device.id]} for device in state.devices.values()]
+    versions = [{**values_of(version), "seq": 0, "token": None} for version in state.versions.values()]
+    _insert_rows(connection, schema.devices, devices)
+    _insert_rows(connection, schema.models, [model_values(model) for model in state.models.values()])
+    _insert_rows(connection, schema.versions, versions)
+    _insert_rows(connection, schema.refs, [values_of(ref) for ref in state.refs])
     bodies = [{"digest": digest, "body": body} for digest, body in image.manifests.items()]
     insert_missing(connection, schema.manifests, bodies)
 
@@ -62,13 +62,19 @@ def _insert_state(connection: Connection, image: CatalogImage) -> None:
 def _insert_objects(connection: Connection, image: CatalogImage) -> None:
     sizes = object_sizes(image)
     rows = [{"kind": key.kind.value, "digest": key.digest, "size_bytes": size} for key, size in sizes.items()]
-    for chunk in chunks(rows):
-        connection.execute(insert(schema.parts), list(chunk))
+    _insert_rows(connection, schema.parts, rows)
     part_ids = find_part_ids(connection, list(sizes))
     table = schema.versions
     for number, version in connection.execute(select(table.c.number, table.c.id)).all():
         insert_version_parts(connection, number, sorted({part_ids[key] for key, _ in image.objects[version]}))
-    for chunk in chunks(image.locations):
-        connection.execute(
-            insert(schema.locations), [location_values(location, part_ids[location.key]) for location in chunk]
-        )
+    _insert_rows(
+        connection,
+        schema.locations,
+        [location_values(location, part_ids[location.key]) for location in image.locations],
+    )
+
+
+def _insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows in their order, which numbers them."""
+    for chunk in chunks(rows):
+        connection.execute(insert(table), list(chunk))

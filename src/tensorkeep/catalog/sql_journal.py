@@ -99,11 +99,9 @@ def record_flushed(connection: Connection, device: str, seq: int) -> None:
     end = read_end(connection)
     if seq > end.last_seq:
         raise InvalidInput(f"the journal ends at entry {end.last_seq}: no device can hold entry {seq}", device=device)
-    present = connection.execute(select(table.c.flushed_seq).where(table.c.id == device)).scalar()
-    if present is None:
+    if connection.execute(select(table.c.number).where(table.c.id == device)).scalar() is None:
         raise NotFound(f"there is no device {device}", device=device)
-    if seq > present:
-        connection.execute(update(table).where(table.c.id == device).values(flushed_seq=seq))
+    connection.execute(update(table).where(table.c.id == device, table.c.flushed_seq < seq).values(flushed_seq=seq))
 
 
 def read_flushed(connection: Connection) -> dict[str, int]:
@@ -121,6 +119,7 @@ def trim(connection: Connection) -> int:
     Without any device nothing is forgotten: the catalog is then the only one that has the history.
     """
     table = schema.journal
+    read_end(connection, lock=True)  # no device may be added meanwhile
     everywhere = min(read_flushed(connection).values(), default=0)
     query = select(func.max(table.c.seq)).where(table.c.snapshot, table.c.seq <= everywhere)
     snapshot: int = connection.execute(query).scalar() or 0

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, case, func, literal, select
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import chunks
+from tensorkeep.catalog.database import among, chunks
 from tensorkeep.catalog.sql_rows import read_devices
 from tensorkeep.records.device import counted_devices
 from tensorkeep.records.naming import ObjectKind
@@ -42,7 +42,7 @@ def read_owed(connection: Connection, part_ids: Sequence[int]) -> dict[int, int]
             select(pairs.c.part_id, owed)
             .join(schema.versions, schema.versions.c.number == pairs.c.version)
             .join(schema.parts, schema.parts.c.id == pairs.c.part_id)
-            .where(pairs.c.part_id.in_(chunk))
+            .where(among(connection, pairs.c.part_id, chunk))
             .group_by(pairs.c.part_id)
         )
         found.update((part_id, number) for part_id, number in connection.execute(query))

@@ -6,9 +6,10 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import chunks, insert_missing, lock_parts
+from tensorkeep.catalog.database import among, chunks, insert_missing, lock_parts, lock_parts_of
 from tensorkeep.catalog.placing import Held, plan_staging
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
+from tensorkeep.catalog.retrying import Restart
 from tensorkeep.catalog.sql_owing import read_owed
 from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of, location_values, read_devices
 from tensorkeep.records.json_text import format_time
@@ -32,9 +33,7 @@ def stage(
 ) -> list[Staging]:
     """Answer what exists and insert the rows of what does not."""
     keys = [rules.check_key(request.key) for request in requests]
-    _insert_parts(connection, requests)
-    part_ids = find_part_ids(connection, keys)
-    lock_parts(connection, list(part_ids.values()), exclusive=True)
+    part_ids = _lock_objects(connection, requests, keys)
     _check_sizes(connection, requests, part_ids)
     held = _read_held(connection, session, list(part_ids.values()))
     owed = read_owed(connection, list(part_ids.values()))
@@ -57,13 +56,12 @@ def record_stored(connection: Connection, session: str, locations: Sequence[int]
     table = schema.locations
     kept: set[int] = set()
     for chunk in chunks(locations):
-        query = select(table.c.id).where(table.c.id.in_(chunk), table.c.state != "condemned")
-        kept.update(connection.execute(query).scalars())
+        rows = among(connection, table.c.id, chunk)
+        lock_parts_of(connection, chunk)
         connection.execute(
-            update(table)
-            .where(table.c.id.in_(chunk), table.c.state == "staged", table.c.session == session)
-            .values(state="stored")
+            update(table).where(rows, table.c.state == "staged", table.c.session == session).values(state="stored")
         )
+        kept.update(connection.execute(select(table.c.id).where(rows, table.c.state != "condemned")).scalars())
     return [number for number in locations if number not in kept]
 
 
@@ -71,17 +69,19 @@ def forget_staged(connection: Connection, session: str, locations: Sequence[int]
     """Condemn the session's staged rows whose upload failed."""
     table = schema.locations
     for chunk in chunks(locations):
-        mine = (table.c.id.in_(chunk)) & (table.c.state == "staged") & (table.c.session == session)
-        part_ids = connection.execute(select(table.c.part_id).where(mine).distinct()).scalars().all()
-        lock_parts(connection, part_ids, exclusive=True)
-        connection.execute(update(table).where(mine).values(state="condemned", condemned_at=format_time(now)))
+        lock_parts_of(connection, chunk)
+        connection.execute(
+            update(table)
+            .where(among(connection, table.c.id, chunk), table.c.state == "staged", table.c.session == session)
+            .values(state="condemned", condemned_at=format_time(now))
+        )
 
 
 def delete_unused_parts(connection: Connection, part_ids: Sequence[int]) -> None:
     """Forget those of these objects that have neither rows nor versions."""
     table = schema.parts
     for chunk in chunks(part_ids):
-        connection.execute(delete(table).where(table.c.id.in_(chunk), *is_unused()))
+        connection.execute(delete(table).where(among(connection, table.c.id, chunk), *is_unused()))
 
 
 def is_unused() -> tuple[ColumnElement[bool], ...]:
@@ -107,29 +107,34 @@ def _read_numbers(connection: Connection, session: str, part_ids: Sequence[int])
     found: dict[tuple[str, str], int] = {}
     for chunk in chunks(part_ids):
         query = select(table.c.device, table.c.name, table.c.id).where(
-            table.c.part_id.in_(chunk), table.c.session == session, table.c.state == "staged"
+            among(connection, table.c.part_id, chunk), table.c.session == session, table.c.state == "staged"
         )
         found.update(((device, name), number) for device, name, number in connection.execute(query))
     return found
 
 
-def _insert_parts(connection: Connection, requests: Sequence[ObjectRequest]) -> None:
-    rows = {
-        request.key: {
-            "kind": request.key.kind.value,
-            "digest": request.key.digest,
-            "size_bytes": request.size_bytes,
-        }
-        for request in reversed(requests)
-    }
-    insert_missing(connection, schema.parts, list(rows.values()))
+def _lock_objects(
+    connection: Connection, requests: Sequence[ObjectRequest], keys: Sequence[ObjectKey]
+) -> dict[ObjectKey, int]:
+    """Make the rows of objects that have none, lock all of them, and return their ids."""
+    sizes = {request.key: request.size_bytes for request in reversed(requests)}
+    part_ids = find_part_ids(connection, keys)
+    # In one order everywhere: two that insert the same objects in two orders would wait for each other.
+    missing = sorted(key for key in sizes if key not in part_ids)
+    rows = [{"kind": key.kind.value, "digest": key.digest, "size_bytes": sizes[key]} for key in missing]
+    insert_missing(connection, schema.parts, rows)
+    part_ids.update(find_part_ids(connection, missing))
+    locked = lock_parts(connection, list(part_ids.values()), exclusive=True)
+    if len(locked) < len(sizes):
+        raise Restart  # collected between two statements: nothing referred to it
+    return part_ids
 
 
 def _check_sizes(connection: Connection, requests: Sequence[ObjectRequest], part_ids: dict[ObjectKey, int]) -> None:
     table = schema.parts
     sizes: dict[int, int] = {}
     for chunk in chunks(list(part_ids.values())):
-        rows = connection.execute(select(table.c.id, table.c.size_bytes).where(table.c.id.in_(chunk)))
+        rows = connection.execute(select(table.c.id, table.c.size_bytes).where(among(connection, table.c.id, chunk)))
         sizes.update((part_id, size) for part_id, size in rows)
     for request in requests:
         rules.check_size(request, sizes[part_ids[request.key]])
@@ -143,7 +148,7 @@ def _read_held(connection: Connection, session: str, part_ids: Sequence[int]) ->
         query = (
             select(*LOCATION_COLUMNS, table.c.part_id, table.c.session)
             .join(schema.parts, schema.parts.c.id == table.c.part_id)
-            .where(table.c.part_id.in_(chunk))
+            .where(among(connection, table.c.part_id, chunk))
             .order_by(table.c.id)
         )
         for row in connection.execute(query):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, Select, exists, func, literal_column, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import chunks, lock_parts
+from tensorkeep.catalog.database import among, chunks, lock_parts_of
 from tensorkeep.catalog.protocol import DeviceUsage, Location, ObjectKey, VersionUsage
 from tensorkeep.catalog.sql_owing import owed_by_version, read_owed, usable_copies
 from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of
@@ -22,7 +22,7 @@ def locate(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey,
         for chunk in chunks(digests):
             query = _locations().where(
                 parts.c.kind == kind.value,
-                parts.c.digest.in_(chunk),
+                among(connection, parts.c.digest, chunk),
                 schema.locations.c.state.in_((*rules.USABLE, "bad")),
                 schema.devices.c.state != "lost",
             )
@@ -123,7 +123,7 @@ def count_short(connection: Connection, versions: Sequence[str]) -> dict[str, in
         asked = (
             select(wanted_pairs.c.part_id)
             .join(wanted, wanted.c.number == wanted_pairs.c.version)
-            .where(wanted.c.id.in_(chunk))
+            .where(among(connection, wanted.c.id, chunk))
         )
         owing = (
             select(pairs.c.part_id.label("part_id"), owed.label("owed"))
@@ -142,7 +142,7 @@ def count_short(connection: Connection, versions: Sequence[str]) -> dict[str, in
             select(wanted.c.id, func.count(literal_column("1")))
             .join(wanted_pairs, wanted_pairs.c.version == wanted.c.number)
             .join(short, short.c.part_id == wanted_pairs.c.part_id)
-            .where(wanted.c.id.in_(chunk))
+            .where(among(connection, wanted.c.id, chunk))
             .group_by(wanted.c.id)
         )
         counts.update((version, count) for version, count in connection.execute(query))
@@ -158,9 +158,8 @@ def record_checked(connection: Connection, good: Sequence[int], bad: Sequence[in
         (bad, rules.USABLE, ((table.c.id.is_not(None), "bad"),)),
     ):
         for chunk in chunks(numbers):
-            rows = table.c.id.in_(chunk) & table.c.state.in_(states)
-            part_ids = connection.execute(select(table.c.part_id).where(rows).distinct()).scalars().all()
-            lock_parts(connection, part_ids, exclusive=True)
+            rows = among(connection, table.c.id, chunk) & table.c.state.in_(states)
+            lock_parts_of(connection, chunk)
             for condition, state in steps:
                 connection.execute(update(table).where(rows, condition).values(state=state))
 

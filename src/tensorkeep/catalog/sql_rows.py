@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from tensorkeep.catalog import schema
-from tensorkeep.catalog.database import chunks
+from tensorkeep.catalog.database import among, chunks
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.errors import NotFound
 from tensorkeep.records.conformance import Conformance
@@ -147,7 +147,9 @@ def find_part_ids(connection: Connection, keys: Sequence[ObjectKey]) -> dict[Obj
         digests = [key.digest for key in keys if key.kind is kind]
         for chunk in chunks(digests):
             rows = connection.execute(
-                select(table.c.digest, table.c.id).where(table.c.kind == kind.value, table.c.digest.in_(chunk))
+                select(table.c.digest, table.c.id).where(
+                    table.c.kind == kind.value, among(connection, table.c.digest, chunk)
+                )
             )
             found.update((ObjectKey(kind, digest), part_id) for digest, part_id in rows)
     return found

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import QueuePool
 
-from tensorkeep.catalog.database import WRITES, Database
+from tensorkeep.catalog.database import MODE, Database
 from tensorkeep.errors import (
     Capacity,
     Conflict,
@@ -201,8 +201,8 @@ def _configure(connection: sqlite3.Connection, *, read_only: bool) -> None:
 
 def _begin(connection: Connection) -> None:
     # The driver's own BEGIN is off (isolation_level None): it would begin deferred, and only before the first write.
-    writes = connection.get_execution_options().get(WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    mode = connection.get_execution_options().get(MODE, "read")
+    connection.exec_driver_sql("BEGIN" if mode in {"look", "read"} else "BEGIN IMMEDIATE")
 
 
 def _identity(path: str) -> tuple[int, int, int]:

@@ -48,9 +48,9 @@ class Doors:
     def known_names(self, location: str | None) -> "KnownNames":
         """Return the names in a store that exists; none is made."""
         from tensorkeep.store.known_names import find_known_names
-        from tensorkeep.store.places import find_folder
+        from tensorkeep.store.places import find_location
 
-        return find_known_names(find_folder(location, os.environ))
+        return find_known_names(find_location(location, os.environ))
 
     def split_file(
         self, path: str, *, parts: int, to: list[str] | None, force: bool, progress: "ProgressCallback | None"

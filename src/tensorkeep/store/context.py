@@ -1,4 +1,4 @@
-"""What every verb is handed: the store's catalog, its devices, the runtime, and where its folders are."""
+"""What every verb is handed: the store's catalog, its devices, the runtime, and where it is."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,20 +6,21 @@ from pathlib import Path
 from tensorkeep.catalog.protocol import Catalog
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.fleet import Fleet
+from tensorkeep.store.place import Place
 
 
 @dataclass(frozen=True, slots=True)
 class StoreContext:
     """One open store.
 
-    ``folder`` is the store's folder; ``cache_folder`` where caches that may be lost lie (None: no caches). ``user`` is the default
+    ``place`` is where the store is; ``cache_folder`` where caches that may be lost lie (None: no caches). ``user`` is the default
     author of versions.
     """
 
     catalog: Catalog
     fleet: Fleet
     runtime: Runtime
-    folder: Path
+    place: Place
     cache_folder: Path | None
     read_only: bool = False
     user: str = ""

@@ -12,7 +12,6 @@ from tensorkeep.records.names import check_device_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import write_identity
 from tensorkeep.store.journal import new_ulid, record_change, refuse_stale
-from tensorkeep.store.opening import locked_folder
 from tensorkeep.store.structure_copies import copy_structure
 
 
@@ -36,10 +35,10 @@ def add_device(
     canonical = normalize_url(url)
     # Before the place is touched:
     if context.read_only:
-        raise PermissionDenied(f"the store {context.folder} can't be written: it gets no devices", device=name)
+        raise PermissionDenied(f"the store {context.place.shown} can't be written: it gets no devices", device=name)
     refuse_stale(context)
     # Whoever comes second finds the first one's row: it must not replace the identity that the first one wrote.
-    with locked_folder(context.folder, shared=False):
+    with context.place.lock(shared=False):
         present = context.catalog.list_devices()
         for facts in present:
             if facts.name.casefold() == name.casefold():

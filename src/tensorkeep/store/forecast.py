@@ -22,7 +22,8 @@ from tensorkeep.records.names import parse_model_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.forecast_parts import ForeseenCopies, ForeseenParts, foresee_copies
 from tensorkeep.store.journal import refuse_stale
-from tensorkeep.store.places import LOCAL_DEVICE, LOCAL_NAME
+from tensorkeep.store.place import get_first_device
+from tensorkeep.store.places import LOCAL_NAME
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_plan import PushPlan, known_structure, plan_push
 from tensorkeep.store.push_read import read_sources
@@ -102,7 +103,7 @@ def _find_devices(
     if context.catalog.list_devices():
         target = find_target(context, name, options)
         return target, device_shares(context, target, allow_soft=options.allow_soft)
-    url = (context.folder / LOCAL_DEVICE).absolute().as_uri()
+    url = get_first_device(context.place).as_uri()
     device = DeviceFacts(id=LOCAL_NAME, name=LOCAL_NAME, url=url, zone=LOCAL_NAME, durability="durable")
     return imagine_target(context, name, options, device), [DeviceShare(device.id, device.zone, 1.0, None)]
 

@@ -12,7 +12,6 @@ from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Conflict, NotFound, TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.opening import locked_folder
 from tensorkeep.store.reports import GcReport
 
 _PAGE = 1000
@@ -114,7 +113,7 @@ def _delete_rows(
 ) -> None:
     failpoints = context.runtime.failpoints
     # A rebuild waits for this lock. Without it, it could list an object that is deleted a moment later, and offer it to pushes.
-    with locked_folder(context.folder, shared=True):
+    with context.place.lock(shared=True):
         try:
             # A catalog that a rebuild has replaced must not delete what the new one may need.
             context.fleet.check_epoch(facts, device, sweep.epoch)

@@ -12,14 +12,23 @@ LOCAL_NAME = "local"
 LOCAL_DEVICE = Path("devices") / LOCAL_NAME
 """Name and place, in the store's folder, of the device that the first push adds where there is none."""
 
+DATABASE_SCHEMES = ("postgresql", "postgres")
 
-def find_folder(location: "str | os.PathLike[str] | None", environment: Mapping[str, str]) -> Path:
-    """Return the folder of the store at a location; None: where ``TENSORKEEP_STORE`` says, then ``~/.tensorkeep``.
+
+def find_location(location: "str | os.PathLike[str] | None", environment: Mapping[str, str]) -> Path | str:
+    """Return the folder of the store at a location, or the URL of its database.
+
+    Without a location: where ``TENSORKEEP_STORE`` says, then ``~/.tensorkeep``.
 
     Raises:
-        InvalidInput: a URL, which this version does not open.
+        InvalidInput: a URL of a kind that this version does not open.
     """
     text = os.fspath(location) if location is not None else environment.get("TENSORKEEP_STORE", "")
     if "://" in text:
-        raise InvalidInput(f"{text!r}: this version opens stores in folders; give a path", store=text)
+        scheme = text.partition("://")[0].lower()
+        if scheme in DATABASE_SCHEMES:
+            return text
+        raise InvalidInput(
+            f"a store can't be at a {scheme}:// URL: give a folder, or postgresql://user@host/database", scheme=scheme
+        )
     return Path(text or "~/.tensorkeep").expanduser().absolute()

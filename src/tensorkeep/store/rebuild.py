@@ -2,17 +2,16 @@
 
 First the epoch is raised on every device that answers, which fences every other catalog of the store: it can't commit or
 collect any more, and a commit that is under way learns of it before it is acknowledged. Then the journal says which versions
-and names exist, the listings say where objects are, the manifests say what versions need. The new catalog is written aside and
-put in place by one rename; a catalog that was there is kept under another name.
+and names exist, the listings say where objects are, the manifests say what versions need. The new catalog takes the
+place of the old one in one step; a catalog that was there is kept under another name.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from tensorkeep.catalog.access import create_empty_catalog, install_catalog, open_catalog
+from tensorkeep.catalog.access import open_catalog
 from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
 from tensorkeep.catalog.rules import version_keys
 from tensorkeep.devices.protocol import Device
@@ -36,36 +35,31 @@ from tensorkeep.records.naming import (
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import UNSEEN, Fleet
-from tensorkeep.store.journal import flush_journal, new_ulid
-from tensorkeep.store.opening import (
-    catalog_url,
-    folder_lock,
-    translate_folder_error,
-    write_note,
-)
-from tensorkeep.store.places import CATALOG_FILE
+from tensorkeep.store.journal import flush_journal
+from tensorkeep.store.opening import find_place
+from tensorkeep.store.place import Place
 from tensorkeep.store.rebuild_devices import FoundDevices, check_quorum, find_devices, raise_epoch
 from tensorkeep.store.rebuild_journal import FoundJournal, read_journal
 from tensorkeep.store.reports import RebuildReport
 from tensorkeep.store.structure import object_digest
 
 
-def rebuild_catalog(folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str) -> RebuildReport:
+def rebuild_catalog(
+    location: Path | str, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str
+) -> RebuildReport:
     """Make a store's catalog anew from its devices; see `tensorkeep.rebuild_catalog`."""
     started_s = runtime.clock.monotonic_s()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with folder_lock(folder):
-            return _rebuild(folder, sources=sources, force=force, runtime=runtime, user=user, started_s=started_s)
-    except OSError as error:
-        raise translate_folder_error(error, folder) from error
+    place = find_place(location)
+    place.prepare_rebuild()
+    with place.lock(shared=False):
+        return _rebuild(place, sources=sources, force=force, runtime=runtime, user=user, started_s=started_s)
 
 
 def _rebuild(
-    folder: Path, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str, started_s: float
+    place: Place, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str, started_s: float
 ) -> RebuildReport:
-    old_epoch = _check_replaceable(folder, runtime, force=force)
-    found = find_devices(folder, sources, runtime)
+    old_epoch = _check_replaceable(place, runtime, force=force)
+    found = find_devices(place, sources, runtime)
     if not force:
         check_quorum(found)
     found.epoch = max(old_epoch, *(identity.epoch for _, identity in found.devices.values())) + 1
@@ -78,12 +72,13 @@ def _rebuild(
     runtime.failpoints.hit("rebuild.journal_read")
     image = _make_image(found, journal)
     runtime.failpoints.hit("rebuild.listed")
-    replaced = _install(folder, image, found, runtime)
-    context = _open(folder, runtime, user)
+    replaced = place.install(image, runtime)
+    runtime.failpoints.hit("rebuild.catalog_installed")
+    context = _open(place, runtime, user)
     try:
         info = context.catalog.info()
         flush_journal(context.catalog, context.fleet, info.last_seq, epoch=found.epoch, runtime=runtime)
-        write_note(folder, context.catalog)
+        place.write_note(context.catalog)
     finally:
         context.catalog.close()
     names = {facts.id: facts.name for facts in image.state.devices.values()}
@@ -103,18 +98,17 @@ def _rebuild(
     )
 
 
-def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> int:
+def _check_replaceable(place: Place, runtime: Runtime, *, force: bool) -> int:
     """Return the old catalog's epoch, 0 where there is none that can be read.
 
     Raises:
         AlreadyExists: it is neither damaged, nor behind its devices, nor blind to one, and ``force`` is not set.
         Format: it is of a newer tensorkeep, and ``force`` is not set.
     """
-    path = folder / CATALOG_FILE
-    if not path.exists():
+    if not place.has_catalog(runtime):
         return 0
     try:
-        catalog = open_catalog(catalog_url(folder), runtime=runtime)
+        catalog = open_catalog(place.catalog_url, runtime=runtime)
     except TensorkeepError as error:
         if isinstance(error, Format) and not force:
             raise  # whole, and not this one's to replace
@@ -136,7 +130,8 @@ def _check_replaceable(folder: Path, runtime: Runtime, *, force: bool) -> int:
         catalog.close()
     if not stale and not damaged and not force:
         raise AlreadyExists(
-            f"{path} is whole and up to date: nothing to rebuild (--force rebuilds all the same)", store=str(folder)
+            f"the catalog of {place.shown} is whole and up to date: nothing to rebuild (--force rebuilds all the same)",
+            store=place.shown,
         )
     return info.epoch
 
@@ -269,25 +264,6 @@ def _read_good(found: FoundDevices, copies: dict[ObjectKey, list[Location]], key
     return None
 
 
-def _install(folder: Path, image: CatalogImage, found: FoundDevices, runtime: Runtime) -> str | None:
-    """Write the new catalog aside, then put it in place; return what the old one is called now."""
-    for left in folder.glob(f".{CATALOG_FILE}.rebuilt-*"):
-        left.unlink()  # of a rebuild that was killed: this one holds the folder's lock
-    aside = folder / f".{CATALOG_FILE}.rebuilt-{new_ulid(runtime)}"
-    catalog = create_empty_catalog(f"sqlite:///{aside}", store=found.store, runtime=runtime)
-    catalog.load_image(image, now=runtime.clock.now())
-    catalog.close()
-    runtime.failpoints.hit("rebuild.catalog_written")
-    path = folder / CATALOG_FILE
-    replaced = None
-    if path.exists():
-        replaced = f"{CATALOG_FILE}.replaced-{new_ulid(runtime)}"
-        os.link(path, folder / replaced)
-    install_catalog(str(aside), str(path))
-    runtime.failpoints.hit("rebuild.catalog_installed")
-    return replaced
-
-
-def _open(folder: Path, runtime: Runtime, user: str) -> StoreContext:
-    catalog = open_catalog(catalog_url(folder), runtime=runtime)
-    return StoreContext(catalog, Fleet(catalog, runtime=runtime), runtime, folder, None, user=user)
+def _open(place: Place, runtime: Runtime, user: str) -> StoreContext:
+    catalog = open_catalog(place.catalog_url, runtime=runtime)
+    return StoreContext(catalog, Fleet(catalog, runtime=runtime), runtime, place, None, user=user)

@@ -5,7 +5,6 @@ The first ones are named by the user or remembered by the note in the store's fo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tensorkeep.devices.opening import normalize_url, open_device
 from tensorkeep.devices.protocol import Device
@@ -21,8 +20,7 @@ from tensorkeep.records.device import DeviceIdentity, counted_devices, decode_id
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.fleet import write_identity
 from tensorkeep.store.journal import owed_devices
-from tensorkeep.store.opening import find_note
-from tensorkeep.store.places import LOCAL_DEVICE
+from tensorkeep.store.place import Place
 from tensorkeep.store.rebuild_journal import read_journal
 
 
@@ -42,24 +40,24 @@ class FoundDevices:
         return {device_id: device for device_id, (device, _) in self.devices.items()}
 
 
-def find_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> FoundDevices:
+def find_devices(place: Place, sources: Sequence[str], runtime: Runtime) -> FoundDevices:
     """Return the devices of a store that can be read: those named or remembered, and those that their journals name.
 
     Raises:
         NotFound: there is none.
         InvalidInput: a named one is another store's.
     """
-    found = _open_devices(folder, sources, runtime)
+    found = _open_devices(place, sources, runtime)
     _join_known_devices(found, runtime)
     return found
 
 
-def _open_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> FoundDevices:
-    note = find_note(folder)
+def _open_devices(place: Place, sources: Sequence[str], runtime: Runtime) -> FoundDevices:
+    note = place.find_note()
     urls = [normalize_url(url) for url in sources]
     hints = list(note.devices) if note else []
-    if (folder / LOCAL_DEVICE).is_dir():
-        hints.append(normalize_url(str((folder / LOCAL_DEVICE).absolute())))
+    if place.first_device is not None and place.first_device.is_dir():
+        hints.append(normalize_url(str(place.first_device)))
     store = note.store if note else None
     opened: dict[str, tuple[Device, DeviceIdentity]] = {}
     unreachable = []
@@ -83,7 +81,7 @@ def _open_devices(folder: Path, sources: Sequence[str], runtime: Runtime) -> Fou
     if store is None or not opened:
         reasons = f" ({'; '.join(unreachable)})" if unreachable else ""
         raise NotFound(
-            f"no device of the store {folder} can be read{reasons}: name them with --from URL", store=str(folder)
+            f"no device of the store {place.shown} can be read{reasons}: name them with --from URL", store=place.shown
         )
     return FoundDevices(store, devices=opened, unreachable=unreachable)
 

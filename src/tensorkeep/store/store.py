@@ -15,8 +15,8 @@ from tensorkeep.store.diff import diff_manifests
 from tensorkeep.store.diff_stats import measure_changes
 from tensorkeep.store.forecast import forecast_push
 from tensorkeep.store.model import Model
-from tensorkeep.store.opening import write_note
-from tensorkeep.store.places import LOCAL_DEVICE, LOCAL_NAME
+from tensorkeep.store.place import get_first_device
+from tensorkeep.store.places import LOCAL_NAME
 from tensorkeep.store.progress import progress_callback
 from tensorkeep.store.pull import PullReport, pull_files
 from tensorkeep.store.push import push
@@ -84,7 +84,7 @@ class DeviceCollection:
             rate_limit=rate_limit,
             untrusted=untrusted,
         )
-        write_note(self._context.folder, self._context.catalog)
+        self._context.place.write_note(self._context.catalog)
         return facts
 
     def list(self) -> list[DeviceStatus]:
@@ -98,7 +98,7 @@ class DeviceCollection:
             NotFound: there is no such device.
         """
         facts = device_admin.lose_device(self._context, name)
-        write_note(self._context.folder, self._context.catalog)
+        self._context.place.write_note(self._context.catalog)
         return facts
 
 
@@ -111,8 +111,8 @@ class Store:
 
     @property
     def location(self) -> str:
-        """The store's folder."""
-        return str(self._context.folder)
+        """The store's folder, or the URL of its database without the password."""
+        return self._context.place.shown
 
     def close(self) -> None:
         """Give back the catalog's connections."""
@@ -422,7 +422,7 @@ class Store:
         if self._context.read_only or self._context.catalog.list_devices():
             return
         try:
-            self.devices.add(LOCAL_NAME, str((self._context.folder / LOCAL_DEVICE).absolute()))
+            self.devices.add(LOCAL_NAME, str(get_first_device(self._context.place)))
         except AlreadyExists:
             if not self._context.catalog.list_devices():
                 raise

@@ -140,7 +140,7 @@ def test_a_catalog_of_a_newer_tensorkeep_is_refused(tmp_path: Path) -> None:
 def test_rows_are_locked_in_id_order_shared_for_commits_and_exclusively_for_condemners() -> None:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     for exclusive, words in ((False, "FOR SHARE"), (True, "FOR UPDATE")):
-        statement = str(lock_statement([3, 1], exclusive=exclusive).compile(dialect=dialect))
+        statement = str(lock_statement(schema.parts.c.id.in_([3, 1]), exclusive=exclusive).compile(dialect=dialect))
         assert statement.endswith(f"ORDER BY parts.id {words}")
 
 
