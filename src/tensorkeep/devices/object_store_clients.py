@@ -4,6 +4,7 @@ obstore's own retries are off: `RetryDevice` and the writer decide about trying 
 environment, so every setting that a stray variable could change is given here.
 """
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 from tensorkeep.devices.credentials import AzureKey, S3Keys, find_azure_key, find_gcs_key, find_s3_keys
 from tensorkeep.devices.object_store_url import ObjectStorePlace
-from tensorkeep.errors import PermissionDenied
+from tensorkeep.errors import PermissionDenied, Unavailable
 from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import Runtime
 
@@ -56,6 +57,32 @@ class SignedRequest:
     expires_at_s: float
 
 
+class _Owner:
+    """The process whose threads drive obstore: a fork of it has none of them, and would wait for ever."""
+
+    def __init__(self) -> None:
+        self._process: int | None = None
+
+    def claim(self) -> None:
+        """Note that this process has begun to use obstore, if none had."""
+        if self._process is None:
+            self._process = os.getpid()
+
+    def check(self, url: str) -> None:
+        """Return if this process may use obstore: the first that did, or one where its parent had not."""
+        self.claim()
+        if self._process != os.getpid():
+            raise Unavailable(
+                f"{url} can't be written or listed here: this process was forked from one that had used an object store. "
+                "Start it with the method 'spawn' or 'forkserver'; loads work in any",
+                device=url,
+                reason="forked",
+            )
+
+
+_owner = _Owner()
+
+
 class ObjectStoreClients:
     """The clients of one place, and requests signed with its keys. Thread safe."""
 
@@ -72,7 +99,12 @@ class ObjectStoreClients:
 
         Raises:
             PermissionDenied: the credentials that the URL names are not there.
+            Unavailable: this is a forked process.
         """
+        _owner.check(self._place.url)
+        return self._of_size(size_bytes)
+
+    def _of_size(self, size_bytes: int) -> "Client":
         timeout_s = self._limits.small_s if size_bytes <= _SMALL_BYTES else self._limits.large_s
         with self._lock:
             if timeout_s not in self._clients:
@@ -109,7 +141,8 @@ class ObjectStoreClients:
             if found.shared_access_signature is not None:
                 base = _azure_endpoint(self._place)
                 return f"{base}/{self._place.bucket}/{quote(key)}?{found.shared_access_signature}"
-        return obstore.sign(self.of_size(0), method, key, timedelta(seconds=expires_s))
+        _owner.claim()  # to sign needs none of the threads, but starts them
+        return obstore.sign(self._of_size(0), method, key, timedelta(seconds=expires_s))
 
 
 def _make_client(place: ObjectStorePlace, runtime: Runtime, options: "ClientConfig") -> "Client":

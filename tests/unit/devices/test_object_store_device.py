@@ -1,5 +1,7 @@
 """What an object store's answers mean, and what becomes of a put whose answer is lost."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -324,3 +326,39 @@ def test_a_signed_request_is_used_again_while_it_is_fresh_and_its_repr_shows_not
     assert device.read_request(part(1)).endpoint.port == 1
     with pytest.raises(InvalidInput):
         device.sign("GET", "../x")
+
+
+_FORKS = """
+import os, sys
+from tensorkeep.devices import innermost, open_device
+from tensorkeep.errors import Unavailable
+from tensorkeep.runtime import Runtime
+
+environment = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+device = innermost(open_device(sys.argv[1], runtime=Runtime(environment=environment)))
+for use in sys.argv[2:]:
+    device.sign("GET", "journal/x") if use == "sign" else device.put("journal/x", [b"content"])
+    child = os.fork()
+    if child == 0:
+        assert device.read("journal/x") == b"content"
+        for call in (lambda: device.size_of("journal/x"), lambda: device.put("journal/y", [b""]), device.prepare):
+            try:
+                call()
+            except Unavailable as error:
+                assert "forked" in error.message
+            else:
+                os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, use
+"""
+
+
+@pytest.mark.parametrize("use", ["put", "sign"])
+def test_a_forked_process_reads_and_refuses_what_would_hang(s3: ScriptedS3, use: str) -> None:
+    s3.objects["p/journal/x"] = b"content"
+    s3.then("PUT", lambda request: request.send(200, ETag='"1"'))
+    url = f"s3://{BUCKET}/p?endpoint={s3.endpoint}"
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKS, url, use], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
