@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.engines.installed import engines_of, missing_engines
+
 pytest_plugins = ["tests.engines.fixtures"]
 
 # Seeded: the same examples on every run, and nothing kept between runs. `--soak` looks for new ones.
@@ -21,6 +23,12 @@ _SKIPPED = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the tests marked soak too")
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=["sqlite-local", "postgres-local", "postgres-s3", "mixed"],
+        help="run the end-to-end tests on this backend; may be given again (default: all)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,9 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {}
     if os.geteuid() != 0:
         reasons["root"] = "they need root"
+        reasons |= {name: f"{name} is not installed" for name in missing_engines()}
     if not config.getoption("--soak"):
         reasons["soak"] = "`make soak` runs them"
     kept, left_out = [], []
+    for item in items:
+        for name in engines_of(item):
+            item.add_marker(name)
     for item in items:
         mark = next((mark for mark in reasons if item.get_closest_marker(mark)), None)
         if mark is None:

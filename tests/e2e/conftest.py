@@ -14,8 +14,9 @@ import pytest
 
 from bench.make_models import find_minilm, make_model
 from tensorkeep.runtime import ManualClock, Runtime
+from tests.e2e.backends import BACKENDS, CREDENTIALS, open_backend
 from tests.e2e.trees import every_dtype, odd_files, write_tree
-from tests.e2e.workshop import Workshop
+from tests.e2e.workshop import Backend, Workshop
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _DOWNLOADS = _REPOSITORY / ".bench" / "models"
@@ -31,25 +32,32 @@ class StoreFactory(Protocol):
 
 
 @contextmanager
-def _open_factory(base: Path) -> Iterator[StoreFactory]:
-    """Give a factory of stores in folders with devices in folders; the backend is chosen here and nowhere else."""
+def _open_factory(base: Path, backend: Backend) -> Iterator[StoreFactory]:
+    """Give a factory of stores of a backend in folders under ``base``."""
     made: list[Workshop] = []
 
     def make(devices: int = 2, *, replicas: int | None = None, runtime: Runtime | None = None) -> Workshop:
         folder = base / f"workshop{len(made)}"
         folder.mkdir()
-        made.append(Workshop(folder, devices=devices, replicas=replicas, runtime=runtime))
+        made.append(Workshop(folder, devices=devices, replicas=replicas, runtime=runtime, backend=backend))
         return made[-1]
 
     yield make
     for workshop in made:
-        workshop.close()
+        workshop.remove()
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """What the stores of the tests are made of: each backend of ``--backend`` in turn (`pytest_generate_tests`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield open_backend(request.param, request, patch)
 
 
 @pytest.fixture
-def store_factory(tmp_path: Path) -> Iterator[StoreFactory]:
+def store_factory(tmp_path: Path, backend: Backend) -> Iterator[StoreFactory]:
     """Makes stores of the test's own."""
-    with _open_factory(tmp_path) as factory:
+    with _open_factory(tmp_path, backend) as factory:
         yield factory
 
 
@@ -60,12 +68,24 @@ def workshop(store_factory: StoreFactory) -> Workshop:
 
 
 @pytest.fixture(scope="module")
-def shared_workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def shared_workshop(tmp_path_factory: pytest.TempPathFactory, backend: Backend) -> Iterator[Workshop]:
     """A store with three devices for all tests of a module, which push under names of their own: making one is slow."""
     base = tmp_path_factory.mktemp("shared")
-    with pytest.MonkeyPatch.context() as patch, _open_factory(base) as factory:
+    with pytest.MonkeyPatch.context() as patch, _open_factory(base, backend) as factory:
         patch.setenv("XDG_CACHE_HOME", str(base / "caches"))
         yield factory(3)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what makes stores on each backend that was asked for."""
+    if "backend" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--backend") or list(BACKENDS)
+        if own := metafunc.definition.get_closest_marker("backends"):
+            names = [name for name in names if name in own.args]
+        parameters = [
+            pytest.param(name, marks=[getattr(pytest.mark, mark) for mark in BACKENDS[name]]) for name in names
+        ]
+        metafunc.parametrize("backend", parameters, indirect=True, scope="session")
 
 
 class Models(NamedTuple):
@@ -120,13 +140,13 @@ class CommandLine:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of a command."""
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", *CREDENTIALS) if name in os.environ}
         return kept | {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.home / "caches"), "COLUMNS": "200"} | more
 
     def start(
         self,
         *words: object,
-        store: Path | None = None,
+        store: str | Path | None = None,
         program: tuple[str, ...] = ("-m", "tensorkeep"),
         more: Mapping[str, str] | None = None,
         talk: bool = False,
@@ -154,7 +174,7 @@ class CommandLine:
     def __call__(
         self,
         *words: object,
-        store: Path | None = None,
+        store: str | Path | None = None,
         program: tuple[str, ...] = ("-m", "tensorkeep"),
         more: Mapping[str, str] | None = None,
         code: int | None = 0,

@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -138,7 +136,7 @@ def test_an_empty_mount_point(kept: Workshop, more: Path, tmp_path: Path, comman
     with refused(Unavailable, "disk1", kept.url("disk1"), does="is its disk mounted|is the disk mounted"):
         kept.open().push(more, "kept/model")
     command_line("push", more, "kept/model", store=kept.location, code=7)
-    assert list(kept.place("disk1").iterdir()) == []
+    assert kept.is_empty("disk1")
     check_kept(kept, tmp_path, verified=False)
     kept.mount("disk1")
     check_kept(kept, tmp_path)
@@ -146,10 +144,10 @@ def test_an_empty_mount_point(kept: Workshop, more: Path, tmp_path: Path, comman
 
 def test_a_missing_mount_point(kept: Workshop, more: Path, tmp_path: Path) -> None:
     kept.unmount("disk1")
-    kept.place("disk1").rmdir()
+    kept.remove_place("disk1")
     with refused(Unavailable, "disk1", does="device lost"):
         kept.open().push(more, "kept/model")
-    assert not kept.place("disk1").exists()
+    assert not kept.has_place("disk1")
     check_kept(kept, tmp_path, verified=False)
 
 
@@ -182,26 +180,21 @@ def test_two_swapped_devices(kept: Workshop, more: Path, tmp_path: Path) -> None
 
 
 def test_a_device_of_a_newer_layout(kept: Workshop, more: Path, tmp_path: Path) -> None:
-    path = kept.place("disk1") / IDENTITY_NAME
-    before = path.read_bytes()
+    before = kept.read("disk1", IDENTITY_NAME)
     identity = decode_identity(before, device="disk1")
-    path.unlink()
-    path.write_bytes(encode_identity(msgspec.structs.replace(identity, layout=2)))
+    kept.replace("disk1", IDENTITY_NAME, encode_identity(msgspec.structs.replace(identity, layout=2)))
     with refused(Unavailable, "disk1", "layout version 2", does="upgrade tensorkeep"):
         kept.open().push(more, "kept/model")
     report = kept.open().verify()
     assert next(p.detail for p in report.problems if p.kind == "identity").endswith("upgrade tensorkeep")
     check_kept(kept, tmp_path, verified=False)
-    path.unlink()
-    path.write_bytes(before)
+    kept.replace("disk1", IDENTITY_NAME, before)
     check_kept(kept, tmp_path)
 
 
 def test_a_damaged_identity_is_read_from_but_not_written_to(kept: Workshop, more: Path, tmp_path: Path) -> None:
-    path = kept.place("disk1") / IDENTITY_NAME
-    before = path.read_bytes()
-    path.unlink()
-    path.write_bytes(before.replace(b'"epoch":1', b'"epoch":7'))
+    before = kept.read("disk1", IDENTITY_NAME)
+    kept.replace("disk1", IDENTITY_NAME, before.replace(b'"epoch":1', b'"epoch":7'))
     with pytest.raises(Unavailable, match=r"disk1 is damaged.*device lost"):
         kept.open().push(more, "kept/model")
     check_kept(kept, tmp_path, verified=False)
@@ -209,23 +202,14 @@ def test_a_damaged_identity_is_read_from_but_not_written_to(kept: Workshop, more
 
 def test_a_catalog_of_a_newer_tensorkeep(kept: Workshop, tmp_path: Path, command_line: CommandLine) -> None:
     kept.close()
-    revision = stamp_catalog(kept, "9999")
+    revision = kept.catalog.stamp("9999")
     with refused(Format, "9999", does="upgrade tensorkeep"):
         kept.open()
     command_line("ls", store=kept.location, code=11)
     with refused(Format, "9999", does="upgrade tensorkeep"):
         tensorkeep.rebuild_catalog(kept.location)
-    stamp_catalog(kept, revision)
+    kept.catalog.stamp(revision)
     check_kept(kept, tmp_path)
-
-
-def stamp_catalog(workshop: Workshop, revision: str) -> str:
-    """Say that a catalog has another schema; return what it had."""
-    with closing(sqlite3.connect(workshop.location / "catalog.sqlite")) as database:
-        (before,) = database.execute("SELECT version_num FROM alembic_version").fetchone()
-        database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
-        database.commit()
-    return str(before)
 
 
 def test_a_manifest_of_a_newer_tensorkeep(kept: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +373,7 @@ def test_a_store_that_exists(kept: Workshop, tmp_path: Path) -> None:
 
 def test_a_store_whose_catalog_is_gone(kept: Workshop, tmp_path: Path, command_line: CommandLine) -> None:
     kept.close()
-    (kept.location / "catalog.sqlite").unlink()
+    kept.catalog.lose()
     with refused(NotFound, str(kept.location), does="rebuild-catalog"):
         kept.open()
     command_line("ls", store=kept.location, code=3)
@@ -399,9 +383,7 @@ def test_a_store_whose_catalog_is_gone(kept: Workshop, tmp_path: Path, command_l
 
 def test_a_catalog_that_is_damaged(kept: Workshop, tmp_path: Path, command_line: CommandLine) -> None:
     kept.close()
-    catalog = kept.location / "catalog.sqlite"
-    size = catalog.stat().st_size
-    catalog.write_bytes(b"\0" * size)
+    kept.catalog.damage()
     with pytest.raises((tensorkeep.Integrity, Format), match="rebuild-catalog"):
         kept.open()
     assert command_line("ls", store=kept.location, code=6).err.startswith("error: ")
@@ -413,12 +395,11 @@ def test_a_catalog_older_than_the_devices_journal(
     kept: Workshop, more: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
     """A day-old copy of the catalog is put back."""
-    catalog = kept.location / "catalog.sqlite"
-    shutil.copyfile(catalog, tmp_path / "yesterday")
+    kept.catalog.copy_to(tmp_path / "yesterday")
     newest = kept.store.push(more, "kept/model", tag="v2")
     kept.store.gc(grace_s=0)
     kept.close()
-    shutil.copyfile(tmp_path / "yesterday", catalog)
+    kept.catalog.replace_by(tmp_path / "yesterday")
 
     store = kept.open()
     third = write_tree(tmp_path / "third", {"a": b"third"})
@@ -502,22 +483,17 @@ def test_a_store_that_the_user_may_not_write(
     kept: Workshop, more: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
     kept.close()
-    changed = [kept.folder, *kept.folder.rglob("*")]
-    modes = {path: path.stat().st_mode for path in changed}
-    for path in reversed(changed):
-        path.chmod(modes[path] & 0o555)
-    answers = {
-        words: run_unprivileged(command_line, kept, *words)
-        for words in (
-            ("pull", "kept/model@v1", "out"),
-            ("verify",),
-            ("push", str(more), "kept/model"),
-            ("tag", "kept/model", "v2"),
-            ("gc", "--grace", "0"),
-        )
-    }
-    for path in changed:
-        path.chmod(modes[path])
+    with kept.unwritable():
+        answers = {
+            words: run_unprivileged(command_line, kept, *words)
+            for words in (
+                ("pull", "kept/model@v1", "out"),
+                ("verify",),
+                ("push", str(more), "kept/model"),
+                ("tag", "kept/model", "v2"),
+                ("gc", "--grace", "0"),
+            )
+        }
     assert [answer.returncode for answer in answers.values()] == [0, 0, 10, 10, 10], answers
     assert read_tree(command_line.home / "out") == KEPT
     check_kept(kept, tmp_path)
@@ -526,12 +502,8 @@ def test_a_store_that_the_user_may_not_write(
 def test_devices_that_may_not_be_written_refuse_a_push_by_name(
     kept: Workshop, more: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
-    changed = [kept.place("disk1"), *(path for path in kept.place("disk1").rglob("*") if path.is_dir())]
-    for path in changed:
-        path.chmod(0o555)
-    done = run_unprivileged(command_line, kept, "push", more, "kept/model")
-    for path in changed:
-        path.chmod(0o755)
+    with kept.unwritable("disk1"):
+        done = run_unprivileged(command_line, kept, "push", more, "kept/model")
     assert done.returncode in {ERROR_TABLE[name].exit_code for name in ("permission_denied", "not_enough_copies")}, done
     assert "disk1" in done.stderr
     kept.open().gc(grace_s=0)

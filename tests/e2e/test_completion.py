@@ -46,19 +46,21 @@ def asked(line: str) -> dict[str, dict[str, str]]:
     }
 
 
+@pytest.mark.backends("sqlite-local")
 def test_the_names_are_those_of_the_store(named: Workshop) -> None:
-    names = read_known_names(named.location / "catalog.sqlite")
+    folder = Path(named.location)
+    names = read_known_names(folder / "catalog.sqlite")
     models = named.store.models()
     assert names.branches == {model.name: list(model.branches) for model in models}
     assert names.tags == {model.name: list(model.tags) for model in models}
     assert names.devices == named.devices[:2]
-    with sqlite3.connect(named.location / "catalog.sqlite", isolation_level=None) as writer:
+    with sqlite3.connect(folder / "catalog.sqlite", isolation_level=None) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         with pytest.raises(Unavailable, match="locked"):
-            read_known_names(named.location / "catalog.sqlite")
+            read_known_names(folder / "catalog.sqlite")
     writer.close()
     with pytest.raises(NotFound):
-        read_known_names(named.location / "nothing.sqlite")
+        read_known_names(folder / "nothing.sqlite")
     (named.folder / "broken").write_bytes(b"no database" * 1000)
     with pytest.raises(Unavailable):
         read_known_names(named.folder / "broken")

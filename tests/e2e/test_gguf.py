@@ -141,14 +141,10 @@ def test_metadata_of_a_damaged_header_is_an_error_and_never_a_wrong_word(worksho
     model = workshop.store.model("gguf/damaged")
     header = path.read_bytes()[:4096]
     for name in workshop.devices:
-        for part in (workshop.place(name) / "parts").rglob("*.*"):
-            at = part.read_bytes().find(header)
-            if at < 0:
-                continue
-            data = bytearray(part.read_bytes())
-            data[at + 2000] ^= 1
-            part.chmod(0o600)
-            part.write_bytes(data)
+        for part in workshop.objects(name, ["parts"]):
+            at = workshop.read(name, part).find(header)
+            if at >= 0:
+                workshop.flip(name, part, at + 2000)
     with pytest.raises(Integrity):
         model.metadata()
 
@@ -160,11 +156,11 @@ def test_show_prints_metadata_without_reading_tensors(
     path = write_gguf(tmp_path / "model.gguf", seed=5)
     workshop.store.push(path, "gguf/show")
     start = path.read_bytes()[: 2 << 20]
-    parts = list((workshop.place("disk0") / "parts").rglob("*.*"))
-    far = [part for part in parts if part.read_bytes()[:1024] not in start]
+    parts = workshop.objects("disk0", ["parts"])
+    far = [part for part in parts if workshop.read("disk0", part)[:1024] not in start]
     assert len(far) > 30
     for part in far:  # what is not there can't be read
-        part.unlink()
+        workshop.delete("disk0", part)
     answer = command_line("show", "gguf/show", "--metadata", store=workshop.location)
     assert '[2,000 items] "token 0"' in answer.out
     assert "{{ messages }}\\x1b[31m größe" in answer.out

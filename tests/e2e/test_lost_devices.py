@@ -79,8 +79,7 @@ def test_a_device_that_goes_while_the_store_is_open_is_unreachable_and_not_empty
     assert model.report is not None
     assert {(damage.device_name, damage.kind) for damage in model.report.damaged} == {("disk1", "unreachable")}
     assert not store.verify().ok
-    assert doubled.place("disk1").exists()
-    assert list(doubled.place("disk1").iterdir()) == []  # nothing was written where the disk should be
+    assert doubled.is_empty("disk1")  # nothing was written where the disk should be
     doubled.mount("disk1")
     assert store.verify().problems == ()
 
@@ -112,7 +111,7 @@ def test_a_lost_device_can_be_replaced_by_a_new_one(doubled: Workshop, models: M
         store.devices.lost("disk0")
     with pytest.raises(AlreadyExists, match=r"disk0 exists .*lost.*choose another name"):
         store.devices.add("disk0", doubled.url("disk0"))
-    assert not doubled.place("disk0").exists()
+    assert not doubled.has_place("disk0")
     store.devices.add(
         "disk0b", doubled.url("disk0"), bandwidth=1 << 30
     )  # the new disk is mounted where the dead one was

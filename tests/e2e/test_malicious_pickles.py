@@ -181,7 +181,7 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
     payloads = _payloads(f"{folder}/marked/x")
     workshop = Workshop(folder, devices=1)
     workshop.close()
-    return Audit(_audit(folder, payloads, "handle", workshop.location), payloads, folder / "marked")
+    return Audit(_audit(folder, payloads, "handle", Path(workshop.location)), payloads, folder / "marked")
 
 
 def test_reading_the_structure_of_malicious_files_does_nothing_but_read_them(audit: Audit) -> None:

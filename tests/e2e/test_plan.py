@@ -48,14 +48,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def add_devices(workshop: Workshop, count: int, *, zones: tuple[str, ...] | None = None) -> None:
     for number in range(count):
-        name = f"disk{number}"
-        workshop.store.devices.add(
-            name,
-            str(workshop.folder / name),
-            zone=zones[number] if zones else None,
-            bandwidth=BANDWIDTHS[number],
-        )
-        workshop.devices.append(name)
+        workshop.add_device(zone=zones[number] if zones else None, bandwidth=BANDWIDTHS[number])
 
 
 def parts_on(workshop: Workshop) -> dict[str, tuple[int, int]]:
@@ -134,7 +127,7 @@ def test_a_store_without_devices_is_planned_for_as_with_the_one_that_a_push_adds
     workshop = store_factory(0)
     forecast = workshop.store.plan(sources["experts"])
     assert workshop.store.devices.list() == []
-    assert not (workshop.location / "devices").exists()
+    assert not workshop.catalog.default_device_exists()
     with pytest.raises(InvalidInput, match="2 copies asked for, 1 device"):
         workshop.store.plan(sources["experts"], replicas=2)
     version = workshop.store.push(sources["experts"], "acme/experts")
@@ -173,18 +166,13 @@ def test_more_copies_of_what_is_kept_are_foretold(
     add_devices(workshop, 2)
     workshop.store.push(sources["experts"], "acme/experts", part_size=MIB)
     before = parts_on(workshop)
-    add_third(workshop)
+    workshop.add_device(bandwidth=BANDWIDTHS[2])
     before["disk2"] = (0, 0)
     forecast = workshop.store.plan(sources["experts"], "acme/experts", replicas=2)
     workshop.store.push(sources["experts"], "acme/experts", replicas=2)
     after = parts_on(workshop)
     assert foretold(forecast) == {d: (after[d][0] - before[d][0], after[d][1] - before[d][1]) for d in before}
     assert forecast.new_parts == 0
-
-
-def add_third(workshop: Workshop) -> None:
-    workshop.store.devices.add("disk2", str(workshop.folder / "disk2"), bandwidth=BANDWIDTHS[2])
-    workshop.devices.append("disk2")
 
 
 @pytest.mark.parametrize("split", ["size", "parts=5"])

@@ -244,7 +244,7 @@ def test_what_a_load_cannot_do_is_said(workshop: Workshop, models: Models) -> No
 
 def test_where_a_device_is_marked_untrusted_loads_verify_by_digest(store_factory: StoreFactory, models: Models) -> None:
     workshop = store_factory(1)
-    workshop.store.devices.add("far", str(workshop.folder / "far"), untrusted=True, bandwidth=1 << 30)
+    workshop.add_device(untrusted=True)
     workshop.store.push(models.odd / "shapes.safetensors", "acme/shapes")
     model = workshop.store.model("acme/shapes")
     model.load()

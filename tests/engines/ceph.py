@@ -8,7 +8,7 @@ import http.client
 import signal
 import uuid
 
-from tests.engines.servers import HOST, Engine, S3Account, Server, find_program, free_ports, run
+from tests.engines.servers import HOST, Engine, S3Account, Server, find_program, free_ports, has_program, run
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "monmaptool", "radosgw-admin", "ceph")
 _STORE_BYTES = 24 << 30
@@ -70,6 +70,10 @@ class Ceph(Engine):
     """A running Ceph. Its servers are ``mon``, ``osd`` and ``rgw``; ``s3`` says how the gateway is reached."""
 
     NAME = "ceph"
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        return all(has_program(name) for name in PROGRAMS)
 
     def make_bucket(self, name: str) -> str:
         """Make a bucket and return its name."""

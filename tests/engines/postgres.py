@@ -43,6 +43,10 @@ class Postgres(Engine):
 
     NAME = "postgres"
 
+    @classmethod
+    def is_installed(cls) -> bool:
+        return find_binaries() is not None
+
     def url(self, database: str = _SUPERUSER) -> str:
         """Return the URL of a database."""
         return database_url(self.port, database)

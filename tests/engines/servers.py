@@ -138,6 +138,11 @@ class Engine(ABC):
             raise
 
     @classmethod
+    @abstractmethod
+    def is_installed(cls) -> bool:
+        """Return whether this machine has its programs."""
+
+    @classmethod
     @contextmanager
     def running(cls) -> Iterator[Self]:
         """Give an engine of one's own, stopped at the end."""
@@ -247,10 +252,18 @@ def accepts(port: int) -> bool:
 
 def find_program(name: str) -> str:
     """Return the path of a program, which may lie where only root looks; raise `EngineError` without it."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    if found is None:
+    if not has_program(name):
         raise EngineError(f"{name} is not installed: run scripts/setup.sh dev as root")
-    return found
+    return str(shutil.which(name, path=_search_path()))
+
+
+def has_program(name: str) -> bool:
+    """Return whether a program is installed."""
+    return shutil.which(name, path=_search_path()) is not None
+
+
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def run(*argv: str | Path, user: str | None = None) -> str:
