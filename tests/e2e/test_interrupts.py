@@ -167,7 +167,7 @@ class Interrupt:
 
 class Interrupting(Doors):
     def open(self, location):
-        return tensorkeep.open(location, runtime=Runtime(failpoints=Interrupt()))
+        return tensorkeep.open(location, runtime=Runtime(failpoints=Interrupt(), environment=os.environ))
 
 sys.exit(main(sys.argv[1:], doors=Interrupting()))
 """

@@ -100,7 +100,7 @@ def test_two_processes_that_push_at_once_end_with_a_winner_and_a_conflict(
         "            sys.stdin.readline()\n"
         "class Meeting(Doors):\n"
         "    def open(self, location):\n"
-        "        return tensorkeep.open(location, runtime=Runtime(failpoints=Meet()))\n"
+        "        return tensorkeep.open(location, runtime=Runtime(failpoints=Meet(), environment=os.environ))\n"
         "sys.exit(main(sys.argv[1:], doors=Meeting()))\n"
     )
     sources = [write_tree(tmp_path / f"source{seed}", tree_of(seed)) for seed in (1, 2)]

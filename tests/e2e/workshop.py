@@ -4,9 +4,10 @@ The suite asks a `Workshop` for everything that is done behind the store's back.
 and a kind of device for each number (``shelves.py``), chosen in ``conftest.py``.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tensorkeep
@@ -52,7 +53,7 @@ class Workshop:
         self.catalog = backend.home(folder)
         self.location = self.catalog.location
         self._opened: list[Store] = []
-        self.store = self._keep(tensorkeep.init(self.location, replicas=replicas, runtime=runtime))
+        self.store = self._keep(tensorkeep.init(self.location, replicas=replicas, runtime=_in_environment(runtime)))
         self.devices: list[str] = []
         self._shelves: dict[str, Shelf] = {}
         for _ in range(devices):
@@ -78,7 +79,7 @@ class Workshop:
 
     def open(self, *, runtime: Runtime | None = None) -> Store:
         """Return the store as a process sees it that starts now."""
-        return self._keep(tensorkeep.open(self.location, runtime=runtime))
+        return self._keep(tensorkeep.open(self.location, runtime=_in_environment(runtime)))
 
     def close(self) -> None:
         """Close every store that was opened here."""
@@ -196,3 +197,8 @@ class Workshop:
     def _keep(self, store: Store) -> Store:
         self._opened.append(store)
         return store
+
+
+def _in_environment(runtime: Runtime | None) -> Runtime | None:
+    """Give a test's runtime the credentials that devices look up."""
+    return runtime and replace(runtime, environment=os.environ)

@@ -314,10 +314,8 @@ class S3Account:
         return name
 
     def device_url(self, bucket: str, prefix: str, *, credentials: str = "env:AWS") -> str:
-        """Return the URL of a device whose objects lie under a prefix of a bucket."""
-        return (
-            f"s3://{bucket}/{prefix}?endpoint={self.endpoint}&region={self.region}&style=path&credentials={credentials}"
-        )
+        """Return the URL, in its canonical form, of a device whose objects lie under a prefix of a bucket."""
+        return f"s3://{bucket}/{prefix}?credentials={credentials}&endpoint={self.endpoint}&region={self.region}"
 
     def environment(self, name: str = "AWS") -> dict[str, str]:
         """Return the variables that hold the credentials ``env:NAME``."""

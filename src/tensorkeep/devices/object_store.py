@@ -59,6 +59,7 @@ class ObjectStoreDevice:
         patience = ReadLimits(connect_s=limits.connect_s, stall_s=limits.small_s * 2 / 3)
         self._reader = RemoteReader(self, url=place.url, runtime=runtime, limits=patience)
         self._conditional = True
+        self._identified = False
 
     @property
     def url(self) -> str:
@@ -86,9 +87,11 @@ class ObjectStoreDevice:
     def read_identity(self) -> bytes | None:
         """Return the identity, or None where the bucket answers and has none."""
         try:
-            return self._get(IDENTITY_NAME)
+            found = self._get(IDENTITY_NAME)
         except NotFound:
             return None
+        self._identified = True
+        return found
 
     def replace_identity(self, data: bytes) -> None:
         """Put the identity in place of the one before, as one object."""
@@ -236,6 +239,8 @@ class ObjectStoreDevice:
         except NotFound as error:
             if not error.facts.get("store_code"):  # it did not say what is absent
                 self._check_bucket()
+            if self._identified and error.facts.get("object") != IDENTITY_NAME:
+                self._check_identity()
             raise
 
     def _list(self, folder: str) -> "Iterator[ObjectMeta]":
@@ -247,6 +252,15 @@ class ObjectStoreDevice:
 
     def _check_bucket(self) -> None:
         next(self._list(UNFINISHED_FOLDER), None)
+
+    def _check_identity(self) -> None:
+        """Raise where not even the identity is there that was: all was taken away, which is no loss of one object."""
+        try:
+            self._reader.read(IDENTITY_NAME)
+        except NotFound:
+            raise Unavailable(
+                f"{self.url} has its {IDENTITY_NAME} no more: bring back what was there", device=self.url
+            ) from None
 
     def _key(self, name: str) -> str:
         return f"{self._place.prefix}/{name}" if self._place.prefix else name
