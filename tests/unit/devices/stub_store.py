@@ -6,7 +6,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 _RANGE = re.compile(rb"\r\nRange: bytes=(\d+)-(\d+)\r\n")
@@ -107,7 +107,8 @@ class StubStore:
         """Close every connection, as a server does with idle ones."""
         with self._lock:
             for each in self._open:
-                each.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # the other side was quicker
+                    each.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, connection: socket.socket, number: int) -> None:
         data = b""
