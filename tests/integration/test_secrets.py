@@ -9,10 +9,13 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
+import psycopg
 import pytest
 import zstandard
+from psycopg.sql import SQL, Identifier
 from safetensors.numpy import save_file
 
 import tensorkeep
@@ -78,6 +81,7 @@ class Shell:
         self, folder: Path, evidence: Evidence, patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         self.folder = folder
+        self.location = str(folder / "store")
         self._evidence = evidence
         self._patch = patch
         self._capfd = capfd
@@ -87,7 +91,7 @@ class Shell:
         with self._patch.context() as patch:
             for name, value in (variables or {}).items():
                 patch.setenv(name, value)
-            done = main(["--store", str(self.folder / "store"), *words])
+            done = main(["--store", self.location, *words])
         out, error = self._capfd.readouterr()
         self._evidence.keep(f"output of {' '.join(words[:2])}", out + error)
         assert done == code if code is not None else done != 0, out + error
@@ -215,6 +219,58 @@ def test_secrets_are_in_no_error_or_repr_of_the_library(
             evidence.keep_error(caught.value)
     evidence.keep("streams", "".join(capfd.readouterr()))
     assert not evidence.leaks()
+
+
+def test_a_databases_password_is_in_nothing_that_a_store_prints_or_keeps(
+    ceph: S3Account, ceph_bucket: str, evidence: Evidence, shell: Shell, weights: Path, database: str, tmp_path: Path
+) -> None:
+    whole = urlsplit(database)
+    host = whole.netloc.rpartition("@")[2]
+    user = whole.username or "postgres"
+    with_password = whole._replace(netloc=f"{user}:{WRONG}@{host}").geturl()
+    shell.location = with_password  # the server lets in whoever asks, so that any password will do
+    shell.run("init")
+    shell.run("device", "add", "s1", ceph.device_url(ceph_bucket, "database", credentials="env:CEPH"))
+    shell.run("device", "add", "d1", str(tmp_path / "disk"))
+    shell.run("push", str(weights), "acme/m", "--tag", "v1", "--json", "--debug")
+    shell.run("pull", "acme/m", str(tmp_path / "out"))
+    for words in (["init"], ["load", "acme/m@none"], ["push", str(tmp_path / "none"), "x"]):
+        shell.run(*words, "--debug", code=None)
+        shell.run(*words, "--json", code=None)
+    for words in (["status"], ["device", "ls", "-v"], ["gc"], ["log", "acme/m"]):
+        shell.run(*words)
+        shell.run(*words, "--json")
+    with tensorkeep.open(with_password) as store:
+        shown = (store, store._context, store._context.catalog, store.location, store.status())
+        evidence.keep("objects", " ".join(f"{thing!r} {thing}" for thing in shown))
+    bad = (
+        f"postgresql://{user}:{WRONG}@127.0.0.1:1/{whole.path[1:]}",
+        f"postgresql://{user}:{WRONG}@{host}/no_such_database",
+        f"postgresql://nobody:{WRONG}@{host}{whole.path}",
+        f"postgresql://{user}:{WRONG}@[bad{whole.path}",
+        f"{database}?password={WRONG}&unknown_option=1",
+        f"{with_password}?schema=Not%20A%20Name",
+        f"mysql://{user}:{WRONG}@{host}/db",
+    )
+    for shell.location in bad:
+        shell.run("status", "--debug", code=None)
+        shell.run("push", str(weights), "acme/m", "--json", code=None)
+    evidence.keep_files(tmp_path / "disk" / "journal")
+    evidence.keep_files(shell.folder)
+    keep_objects(evidence, ceph, ceph_bucket, "database")
+    keep_tables(evidence, database)
+    assert not evidence.leaks()
+
+
+def keep_tables(evidence: Evidence, database: str) -> None:
+    with psycopg.connect(database) as connection:
+        tables = connection.execute(
+            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        ).fetchall()
+        assert len(tables) > 5
+        for schema, table in tables:
+            rows = connection.execute(SQL("SELECT * FROM {}").format(Identifier(schema, table))).fetchall()
+            evidence.keep(f"table {table}", repr(rows))
 
 
 def test_the_search_finds_what_is_planted(evidence: Evidence, ceph: S3Account, tmp_path: Path) -> None:
