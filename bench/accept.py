@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is fo
 from bench.figures import Figure
 from bench.mixed_devices import mixed_device_figures
 from bench.push_bars import push_figures
+from bench.remote import remote_figures
 from bench.rounds import Contender, measure
 from bench.structure import structure_figures
 from bench.work import get_model, new_store, remove
@@ -48,6 +49,7 @@ def main() -> None:
         *push_figures(source, words.rounds),
         striping(words.rounds),
         *mixed_device_figures(source, words.rounds),
+        *remote_figures(words.rounds, model=words.model),
         *structure_figures(words.rounds),
     ]
     for name in ("accept-1", f"accept-{DEVICES}"):

@@ -6,6 +6,9 @@ called through ctypes because ``mmap.madvise`` keeps the interpreter lock while 
 
 import ctypes
 import mmap
+from collections.abc import Callable
+from functools import cache
+from typing import cast
 
 import numpy as np
 
@@ -45,6 +48,11 @@ def _ask_for_huge_pages(address: int, size_bytes: int) -> None:
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None:  # not Linux
         return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    madvise(address, size_bytes, advice)  # refused where the kernel has no huge pages: small ones do as well
+    _madvise()(address, size_bytes, advice)  # refused where the kernel has no huge pages: small ones do as well
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int]:
+    found = ctypes.CDLL(None).madvise
+    found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return cast("Callable[[int, int, int], int]", found)

@@ -18,7 +18,7 @@ from tensorkeep.planning.read_plan import (
     plan_reads,
 )
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
-from tensorkeep.runtime import Runtime
+from tensorkeep.runtime import Clock, Runtime
 from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import Deliver, Failure, Reading, ReadJob
@@ -157,8 +157,8 @@ class _Load:
         self._started_s = runtime.clock.monotonic_s()
         self._deadline_s = deadline_s
         self._deadline_at_s = None if deadline_s is None else self._started_s + deadline_s
+        self._stop_sign = _StopSign(self._deadline_at_s, runtime.clock)
         self._progress = progress
-        self._stopped = False
         self._choice = CopyChoice({}, {}, {})
         self._scheduler: Scheduler | None = None
         self._needed_parts: tuple[int, ...] = ()
@@ -183,7 +183,7 @@ class _Load:
             direct=direct,
             deliver=deliver,
             monotonic_s=self._runtime.clock.monotonic_s,
-            should_stop=self._should_stop,
+            should_stop=self._stop_sign.should_stop,
         )
         self._scheduler = Scheduler(
             self._parts,
@@ -195,7 +195,7 @@ class _Load:
             progress=self._progress,
         )
         try:
-            self._scheduler.run(self._jobs(reads), self._stop)
+            self._scheduler.run(self._jobs(reads), self._stop_sign.stop)
         finally:
             if self._scheduler.damaged and self._parts.note_damage:
                 self._parts.note_damage(tuple(self._scheduler.damaged.values()))
@@ -258,9 +258,18 @@ class _Load:
             ]
             yield ReadJob(read, list(sources), [(read.start, read.end)], absent)
 
-    def _stop(self) -> None:
+
+class _StopSign:
+    """Tells the workers of a load to end. Apart from the load: a cycle would keep all that was loaded until it is collected."""
+
+    def __init__(self, deadline_at_s: float | None, clock: Clock) -> None:
+        self._deadline_at_s = deadline_at_s
+        self._clock = clock
+        self._stopped = False
+
+    def stop(self) -> None:
         self._stopped = True
 
-    def _should_stop(self) -> bool:
-        late = self._deadline_at_s is not None and self._runtime.clock.monotonic_s() > self._deadline_at_s
+    def should_stop(self) -> bool:
+        late = self._deadline_at_s is not None and self._clock.monotonic_s() > self._deadline_at_s
         return self._stopped or late

@@ -1,6 +1,8 @@
 """Loads from several devices: other copies on damage, limits kept, failures named, work ended before the call returns."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -62,6 +64,20 @@ def test_a_load_reports_each_device_and_the_slowest() -> None:
     assert report.slowest_seconds == max(device.seconds for device in report.devices) > 0
     assert report.bytes_needed == report.bytes_read == 4 * PART
     assert report.rate_bytes_per_s == pytest.approx(4 * PART / report.seconds)
+
+
+def test_what_was_loaded_is_freed_with_its_last_reference() -> None:
+    content = make_parts(1)[0]
+    tensor = make_tensor("t", "U8", (PART,), 0, PART)
+    box = whole_box(make_file(content, [Extent(0, 0, PART)], [tensor]), tensor)
+    left = weakref.ref(box.destination)
+    gc.disable()  # gigabytes must not wait for a collection
+    try:
+        read_boxes([box], parts=make_world([content]).table(None), runtime=Runtime())
+        del box
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_load_of_nothing_reports_nothing() -> None:
