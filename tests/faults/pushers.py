@@ -54,6 +54,7 @@ class Pushers:
 
     def check(self) -> None:
         """Assert that everything acknowledged is there, by a handle that knew nothing, and that `verify` finds no damage."""
+        assert self.acknowledged
         with self.open_store() as store:
             for model, arrays in self.acknowledged:
                 assert same(store.model(model).load(verify="digest"), arrays), f"{model} is not what was acknowledged"
@@ -94,6 +95,7 @@ class Pushers:
         while (failure := _try_push(store, model, arrays)) is not None:
             with self._changed:
                 self.failures.append(failure)
+                self._changed.wait(0.2)  # as a user would, who runs it again
             assert not isinstance(failure, NotFound), f"unreachable is never absent: {failure}"
             assert time.monotonic() < end_s, f"{model} can't be resumed: {failure}"
 

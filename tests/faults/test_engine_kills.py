@@ -1,5 +1,6 @@
 """Engines killed and stopped while several pushes run: nothing acknowledged is lost, every push finishes or resumes, no hang."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ from tensorkeep.devices.retrying import RetryDevice
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.fleet import open_by_facts
-from tensorkeep.store.opening import open_folder
+from tensorkeep.store.opening import open_store
 from tensorkeep.store.store import Store
 from tests.engines.ceph import Ceph
+from tests.engines.postgres import Postgres
 from tests.faults.pushers import Pushers
 
 GIB = 1 << 30
@@ -41,19 +43,40 @@ def open_device(facts: DeviceFacts, runtime: Runtime) -> Device:
     return RetryDevice(ObjectStoreDevice(place, runtime=runtime, limits=LIMITS), runtime=runtime)
 
 
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that may be killed."""
+    with Postgres.running() as postgres:
+        yield postgres
+
+
+def open_at(location: Path | str, environment: dict[str, str]) -> Callable[[], Store]:
+    """Return what opens a store as another process would."""
+
+    def open_it() -> Store:
+        runtime = Runtime(environment=environment)
+        return Store(open_store(location, runtime=runtime, cache_root=None, user="tester", opener=open_device))
+
+    return open_it
+
+
 @pytest.fixture
 def opener(own_ceph: Ceph, tmp_path: Path) -> Callable[[], Store]:
-    """Opens a store on Ceph, its catalog in SQLite, as another process would."""
-    runtime = Runtime(environment=own_ceph.s3.environment())
-
-    def open_store() -> Store:
-        return Store(
-            open_folder(tmp_path / "store", runtime=runtime, cache_root=None, user="tester", opener=open_device)
-        )
-
-    with open_store() as store:
+    """Opens a store on Ceph, its catalog in SQLite."""
+    open_it = open_at(tmp_path / "store", own_ceph.s3.environment())
+    with open_it() as store:
         store.devices.add("ceph", own_ceph.s3.device_url("kills", tmp_path.name), bandwidth=GIB)
-    return open_store
+    return open_it
+
+
+@pytest.fixture
+def database_opener(own_postgres: Postgres, tmp_path: Path) -> Callable[[], Store]:
+    """Opens a store with its catalog in PostgreSQL, on two disks."""
+    open_it = open_at(own_postgres.make_database(), dict(os.environ))
+    with open_it() as store:
+        for name in ("a", "b"):
+            store.devices.add(name, str(tmp_path / name), bandwidth=GIB)
+    return open_it
 
 
 def kill(ceph: Ceph, name: str) -> Callable[[], None]:
@@ -62,6 +85,16 @@ def kill(ceph: Ceph, name: str) -> Callable[[], None]:
     def disturb() -> None:
         ceph.kill(name)
         ceph.start(name)
+
+    return disturb
+
+
+def kill_postmaster(postgres: Postgres) -> Callable[[], None]:
+    """Kill PostgreSQL with -9 and start it again."""
+
+    def disturb() -> None:
+        postgres.kill_postmaster()
+        postgres.start()
 
     return disturb
 
@@ -90,6 +123,36 @@ def test_a_gateway_stopped_over_its_deadlines_during_pushes_loses_nothing(
 ) -> None:
     pushers = Pushers(opener)
     pushers.run([stop_for(own_ceph, "rgw", 6.0)])
+    pushers.check()
+
+
+def test_a_database_killed_during_pushes_loses_nothing(
+    own_postgres: Postgres, database_opener: Callable[[], Store]
+) -> None:
+    pushers = Pushers(database_opener)
+    pushers.run([kill_postmaster(own_postgres)] * 3, pushes_between=2)
+    pushers.check()
+
+
+@pytest.mark.soak
+def test_a_database_killed_again_and_again_loses_nothing(
+    own_postgres: Postgres, database_opener: Callable[[], Store]
+) -> None:
+    pushers = Pushers(database_opener, count=4)
+    pushers.run([kill_postmaster(own_postgres)] * 20, pushes_between=3)
+    pushers.check()
+
+
+@pytest.mark.soak
+def test_database_gateway_and_store_killed_in_turn_lose_nothing(
+    own_ceph: Ceph, own_postgres: Postgres, tmp_path: Path
+) -> None:
+    open_it = open_at(own_postgres.make_database(), own_ceph.s3.environment())
+    with open_it() as store:
+        store.devices.add("ceph", own_ceph.s3.device_url("kills", tmp_path.name), bandwidth=GIB)
+    pushers = Pushers(open_it, count=4)
+    deaths = [kill_postmaster(own_postgres), kill(own_ceph, "rgw"), kill(own_ceph, "osd")]
+    pushers.run(deaths * 3, pushes_between=3)
     pushers.check()
 
 
