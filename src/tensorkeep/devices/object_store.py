@@ -71,6 +71,11 @@ class ObjectStoreDevice:
         """Always ``durable``: an object store answers a put when it has the object."""
         return "durable"
 
+    @property
+    def throttled(self) -> int:
+        """How often the store has asked for fewer requests."""
+        return self._reader.counts.throttled
+
     def prepare(self) -> None:
         """Return if the bucket is there and answers: no folders are needed.
 

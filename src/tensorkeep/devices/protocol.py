@@ -104,3 +104,16 @@ class ParallelPuts(Protocol):
     @property
     def put_concurrency(self) -> int:
         """How many puts at once it is quickest with."""
+
+
+@runtime_checkable
+class ThrottlingDevice(Protocol):
+    """What remote devices also have: the best number of reads at once is found by trying, and they say when it is too high."""
+
+    @property
+    def url(self) -> str:
+        """As in `Device`."""
+
+    @property
+    def throttled(self) -> int:
+        """How often the store has asked for fewer requests since the device was opened."""

@@ -11,14 +11,19 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from tensorkeep.devices.forwarding import innermost
+from tensorkeep.devices.protocol import ThrottlingDevice
 from tensorkeep.errors import Integrity, Internal, NotEnoughCopies, TensorkeepError, Unavailable
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.runtime import Runtime, WorkerPool
 from tensorkeep.transfer.job import WINDOW_BYTES, Attempt, Failure, Reading, ReadJob
+from tensorkeep.transfer.reader_count import HIGHEST, ReaderCount, remember_readers, remembered_readers
 from tensorkeep.transfer.report import Damage
 from tensorkeep.transfer.sources import PartSource, PartTable
 
 READERS_PER_DEVICE = 4
+"""Reads of a local device at once; as many again wait in its pool, so that none waits for the scheduling thread."""
+
 GIVE_UP_AFTER = 3
 """Failures to answer after which a device is not asked again in the same load."""
 
@@ -43,6 +48,13 @@ class DeviceQueue:
     started_s: float | None = None
     ended_s: float = 0.0
     pool: WorkerPool | None = None
+    remote: ThrottlingDevice | None = None
+    readers: ReaderCount | None = None
+
+    @property
+    def admits(self) -> int:
+        """How many reads may be in its pool; those of a remote device are counted one by one to find the best number."""
+        return 2 * READERS_PER_DEVICE if self.readers is None else self.readers.readers
 
     @property
     def given_up(self) -> bool:
@@ -130,7 +142,7 @@ class Scheduler:
         while progressed and self._fatal is None:
             progressed = False
             for queue in list(self.queues.values()):
-                if queue.waiting and queue.running < 2 * READERS_PER_DEVICE and self._admit(queue):
+                if queue.waiting and queue.running < queue.admits and self._admit(queue):
                     self._start(queue, pools)
                     progressed = True
 
@@ -153,10 +165,24 @@ class Scheduler:
         queue.held_bytes += job.size_bytes
         queue.running += 1
         if queue.pool is None:
-            name = f"read-{self._parts.device_name(queue.device)}"
-            queue.pool = pools.enter_context(self._runtime.workers.open_pool(READERS_PER_DEVICE, name))
+            queue.pool = pools.enter_context(self._open_pool(queue))
         future = queue.pool.submit(self._reading.attempt, job, source, self._parts.devices[source.device])
         self._running[future] = (job, source)
+
+    def _open_pool(self, queue: DeviceQueue) -> WorkerPool:
+        device = innermost(self._parts.devices[queue.device])
+        if isinstance(device, ThrottlingDevice):
+            queue.remote = device
+            queue.readers = ReaderCount(remembered_readers(device.url), throttled=device.throttled)
+        workers = READERS_PER_DEVICE if queue.readers is None else HIGHEST
+        return self._runtime.workers.open_pool(workers, f"read-{self._parts.device_name(queue.device)}")
+
+    def _count_read(self, queue: DeviceQueue, attempt: Attempt) -> None:
+        if queue.readers is not None and queue.remote is not None and attempt.bytes_read:
+            queue.readers.read_ended(
+                attempt.bytes_read, attempt.started_s, attempt.ended_s, throttled=queue.remote.throttled
+            )
+            remember_readers(queue.remote.url, queue.readers.settled)
 
     def _settle(self, future: "concurrent.futures.Future[Attempt]") -> None:
         job, source = self._running.pop(future)
@@ -167,6 +193,7 @@ class Scheduler:
         queue.bytes_read += attempt.bytes_read
         queue.started_s = attempt.started_s if queue.started_s is None else min(queue.started_s, attempt.started_s)
         queue.ended_s = max(queue.ended_s, attempt.ended_s)
+        self._count_read(queue, attempt)
         if attempt.failure:
             self._record(job, attempt.failure)
         if not job.pending:
