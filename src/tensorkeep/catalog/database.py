@@ -182,10 +182,17 @@ def lock_parts(connection: Connection, part_ids: Sequence[int], *, exclusive: bo
 
 def lock_parts_of(connection: Connection, locations: Sequence[int]) -> list[int]:
     """Lock the objects of these location rows exclusively, in id order; return their ids."""
+    return lock_parts(connection, find_parts_of(connection, locations), exclusive=True)
+
+
+def find_parts_of(connection: Connection, locations: Sequence[int]) -> list[int]:
+    """Return the ids of the objects of these location rows."""
     column = schema.locations.c.part_id
-    mine = among(connection, schema.locations.c.id, locations)
-    part_ids = connection.execute(select(column).where(mine).distinct()).scalars().all()
-    return lock_parts(connection, part_ids, exclusive=True)
+    found: set[int] = set()
+    for chunk in chunks(locations):
+        query = select(column).where(among(connection, schema.locations.c.id, chunk)).distinct()
+        found.update(connection.execute(query).scalars())
+    return sorted(found)
 
 
 def lock_statement(condition: ColumnElement[bool], *, exclusive: bool) -> Select[int]:

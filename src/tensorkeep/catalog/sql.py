@@ -177,10 +177,15 @@ class SqlCatalog:
         allow_soft: bool = False,
     ) -> tuple[list[Staging], list[int]]:
         """Stage, then record what is stored, in one transaction; return both answers."""
-        with self._db.write() as connection:
-            # In this order: gc, too, locks objects before rows.
-            staged = sql_push.stage(connection, session, requests, down=frozenset(down), allow_soft=allow_soft)
+
+        def step(connection: Connection) -> tuple[list[Staging], list[int]]:
+            # In this order, and all objects locked at once: gc, too, locks objects before rows, in id order.
+            staged = sql_push.stage(
+                connection, session, requests, down=frozenset(down), allow_soft=allow_soft, stored=stored
+            )
             return staged, sql_push.record_stored(connection, session, stored)
+
+        return self._db.writing(step)
 
     def forget_staged(self, session: str, locations: Sequence[int]) -> None:
         """Condemn the session's staged rows whose upload failed."""
@@ -204,8 +209,7 @@ class SqlCatalog:
 
     def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
         """Return the most copies that versions ask of each of these objects; unreferenced ones are left out."""
-        with self._db.read() as connection:
-            return sql_reading.copies_owed(connection, keys)
+        return self._db.reading(lambda connection: sql_reading.copies_owed(connection, keys))
 
     def locate_all(self, *, after: int, limit: int) -> list[Location]:
         """Return locations in any state but condemned, by id."""

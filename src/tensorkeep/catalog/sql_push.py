@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import among, chunks, insert_missing, lock_parts, lock_parts_of
+from tensorkeep.catalog.database import among, chunks, find_parts_of, insert_missing, lock_parts, lock_parts_of
 from tensorkeep.catalog.placing import Held, plan_staging
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.catalog.retrying import Restart
@@ -29,11 +29,17 @@ def end_session(connection: Connection, session: str) -> None:
 
 
 def stage(
-    connection: Connection, session: str, requests: Sequence[ObjectRequest], *, down: Collection[str], allow_soft: bool
+    connection: Connection,
+    session: str,
+    requests: Sequence[ObjectRequest],
+    *,
+    down: Collection[str],
+    allow_soft: bool,
+    stored: Sequence[int] = (),
 ) -> list[Staging]:
-    """Answer what exists and insert the rows of what does not."""
+    """Answer what exists and insert the rows of what does not; also lock the objects of rows that are recorded next."""
     keys = [rules.check_key(request.key) for request in requests]
-    part_ids = _lock_objects(connection, requests, keys)
+    part_ids = _lock_objects(connection, requests, keys, stored)
     _check_sizes(connection, requests, part_ids)
     held = _read_held(connection, session, list(part_ids.values()))
     owed = read_owed(connection, list(part_ids.values()))
@@ -114,7 +120,7 @@ def _read_numbers(connection: Connection, session: str, part_ids: Sequence[int])
 
 
 def _lock_objects(
-    connection: Connection, requests: Sequence[ObjectRequest], keys: Sequence[ObjectKey]
+    connection: Connection, requests: Sequence[ObjectRequest], keys: Sequence[ObjectKey], stored: Sequence[int]
 ) -> dict[ObjectKey, int]:
     """Make the rows of objects that have none, lock all of them, and return their ids."""
     sizes = {request.key: request.size_bytes for request in reversed(requests)}
@@ -124,8 +130,9 @@ def _lock_objects(
     rows = [{"kind": key.kind.value, "digest": key.digest, "size_bytes": sizes[key]} for key in missing]
     insert_missing(connection, schema.parts, rows)
     part_ids.update(find_part_ids(connection, missing))
-    locked = lock_parts(connection, list(part_ids.values()), exclusive=True)
-    if len(locked) < len(sizes):
+    others = find_parts_of(connection, stored) if stored else []
+    locked = lock_parts(connection, list({*part_ids.values(), *others}), exclusive=True)
+    if not {*part_ids.values()} <= {*locked}:
         raise Restart  # collected between two statements: nothing referred to it
     return part_ids
 
