@@ -1,16 +1,20 @@
-"""An object store keeps the contract of devices: Ceph's gateway, through the real client."""
+"""An object store keeps the contract of devices: Ceph's gateway, and Swift's in `make soak`, through the real client."""
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+import tensorkeep
+from bench.make_models import make_model
 from tensorkeep.devices import RateLimitedDevice, RetryDevice
 from tensorkeep.devices.object_store import ObjectStoreDevice
 from tensorkeep.devices.object_store_url import parse_object_store_url
 from tensorkeep.devices.protocol import Device
 from tensorkeep.runtime import ManualClock, Runtime
 from tensorkeep.testing.device_contract import DeviceContract, Place
+from tests.e2e.trees import read_tree
 from tests.engines.servers import S3Account
 
 BUCKET = f"contract-{os.getpid()}"
@@ -32,9 +36,13 @@ class TestObjectStoreDevice(DeviceContract):
         return WRAPPERS[request.param]
 
     @pytest.fixture
-    def place(self, wrapper: Wrapper, ceph: S3Account) -> Iterator[Place]:
-        client = ceph.client()
-        environment = ceph.environment("CEPH")
+    def account(self, ceph: S3Account) -> S3Account:
+        return ceph
+
+    @pytest.fixture
+    def place(self, wrapper: Wrapper, account: S3Account) -> Iterator[Place]:
+        client = account.client()
+        environment = account.environment("CEPH")
 
         def remove() -> None:
             for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
@@ -44,7 +52,7 @@ class TestObjectStoreDevice(DeviceContract):
             client.delete_bucket(Bucket=BUCKET)
 
         def open_device() -> Device:
-            url = parse_object_store_url(ceph.device_url(BUCKET, "team/a", credentials="env:CEPH"))
+            url = parse_object_store_url(account.device_url(BUCKET, "team/a", credentials="env:CEPH"))
             return wrapper(ObjectStoreDevice(url, runtime=Runtime(environment=environment)))
 
         client.create_bucket(Bucket=BUCKET)
@@ -61,3 +69,27 @@ class TestObjectStoreDevice(DeviceContract):
         )
         if not gone:
             remove()
+
+
+@pytest.mark.soak
+class TestObjectStoreDeviceOnSwift(TestObjectStoreDevice):
+    @pytest.fixture
+    def account(self, swift: S3Account) -> S3Account:
+        return swift
+
+
+@pytest.mark.soak
+def test_a_model_that_is_pushed_to_swift_comes_back(
+    swift: S3Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in swift.environment("SWIFT").items():
+        monkeypatch.setenv(name, value)
+    bucket = swift.make_bucket("models")
+    model = make_model("tiny", tmp_path / "tiny")
+    with tensorkeep.init(tmp_path / "store", replicas=2) as store:
+        for name in ("far0", "far1"):
+            store.devices.add(name, swift.device_url(bucket, name, credentials="env:SWIFT"), bandwidth=100_000_000)
+        store.push(model, "acme/tiny")
+        store.pull("acme/tiny", tmp_path / "out")
+        assert store.verify().problems == ()
+    assert read_tree(tmp_path / "out") == read_tree(model)

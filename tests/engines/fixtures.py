@@ -21,6 +21,7 @@ import pytest
 from tests.engines import postgres as pg
 from tests.engines.ceph import Ceph
 from tests.engines.servers import EngineError, Life, S3Account, end_all
+from tests.engines.swift import Swift
 
 _RUN = pytest.StashKey["Run"]()
 
@@ -84,6 +85,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def ceph(pytestconfig: pytest.Config) -> S3Account:
     """The S3 gateway of a Ceph that the run shares; tests that kill it start their own (`tests.engines.ceph.Ceph`)."""
     return S3Account(**pytestconfig.stash[_RUN].engine("ceph", lambda life: Ceph(life).s3.facts()))
+
+
+@pytest.fixture(scope="session")
+def swift(pytestconfig: pytest.Config) -> S3Account:
+    """The S3 middleware of an OpenStack Swift that the run shares: the second S3, for `make soak`."""
+    return S3Account(**pytestconfig.stash[_RUN].engine("swift", lambda life: Swift(life).s3.facts()))
 
 
 @pytest.fixture(scope="session")
