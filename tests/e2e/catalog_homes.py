@@ -51,10 +51,6 @@ class CatalogHome(ABC):
         """Take away the permission to write for a while; root may have it still."""
 
     @abstractmethod
-    def default_device_exists(self) -> bool:
-        """Return whether the place is there of the device that a store without devices makes."""
-
-    @abstractmethod
     def remove(self) -> None:
         """Leave nothing of it."""
 
@@ -93,9 +89,6 @@ class SqliteHome(CatalogHome):
     def forbid_writing(self) -> Iterator[None]:
         with unwritable(self.location):
             yield
-
-    def default_device_exists(self) -> bool:
-        return (self.location / "devices").exists()
 
     def remove(self) -> None:
         """Nothing: it goes with the test's folder."""
@@ -146,9 +139,6 @@ class PostgresHome(CatalogHome):
             self._set_read_only("off")
 
     forbid_writing = read_only
-
-    def default_device_exists(self) -> bool:
-        return (Path.home() / ".tensorkeep").exists()
 
     def remove(self) -> None:
         self._drop()

@@ -45,6 +45,7 @@ class Place:
         living_write: a block during which a living writer has an unfinished write there.
         leave_dead_write: leaves an unfinished write of a dead writer; returns how many the sweep should find.
         silent: methods that ask the place nothing, so that they can't tell that it is lost (of ``flush`` and ``free_bytes``).
+        exact_create: whether of several that create one name at once exactly one wins; some object stores let more win.
     """
 
     open_device: Callable[[], Device]
@@ -52,6 +53,7 @@ class Place:
     living_write: Callable[[], AbstractContextManager[None]] = nullcontext
     leave_dead_write: Callable[[], int] = lambda: 0
     silent: frozenset[str] = frozenset()
+    exact_create: bool = True
 
 
 def part(number: int) -> str:
@@ -287,7 +289,7 @@ class DeviceContract:
             for number in range(10):
                 assert again.read(part(100 * worker + number)) == content(10_000 + number, seed=worker)
 
-    def test_of_threads_that_put_one_name_exactly_one_wins(self, device: Device) -> None:
+    def test_of_threads_that_put_one_name_exactly_one_wins(self, device: Device, place: Place) -> None:
         for number in range(5):
             winners: list[int] = []
 
@@ -299,8 +301,8 @@ class DeviceContract:
                 winners.append(worker)
 
             self._run_together(8, put_one)
-            assert len(winners) == 1
-            assert device.read(part(number)) == content(300_000, seed=winners[0])
+            assert len(winners) == 1 or (winners and not place.exact_create)
+            assert device.read(part(number)) in [content(300_000, seed=worker) for worker in winners]
         assert listed(device, "tmp/") == {}
 
     def test_threads_read_one_object_at_once(self, device: Device) -> None:
