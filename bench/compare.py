@@ -93,7 +93,7 @@ def _of_row(table: Table, row: Row, yardstick: Row | None) -> Iterator[Comparabl
             continue
         name = f"{table.key} · {row.name} · {column.heading}"
         if not column.relative:
-            yield Comparable(name, key, rounds)
+            yield Comparable(name, key, [value / column.scale for value in rounds])
         elif yardstick is not None and yardstick is not row and key in yardstick.figures:
             ratios = [ours / theirs for ours, theirs in zip(rounds, yardstick.figures[key], strict=False) if theirs > 0]
             if ratios:
@@ -154,7 +154,7 @@ def show(changes: Sequence[Change], console: Console) -> None:
 
 def main() -> None:
     """Compare what the command line names."""
-    parser = argparse.ArgumentParser(description="compare two results of `make bench`")
+    parser = argparse.ArgumentParser(prog="scripts/bench.sh compare", description="compare two results of `make bench`")
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT.json")
     parser.add_argument("--tolerance", type=float, help="how much worse a figure may be, as a share (default: its own)")
     words = parser.parse_args()

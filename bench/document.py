@@ -54,7 +54,9 @@ def as_section(table: Table, result: Result) -> str:
 
 def main() -> None:
     """Write the tables of the result that the command line names."""
-    parser = argparse.ArgumentParser(description="write the tables of docs/performance.md from a result")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench.sh document", description="write the tables of docs/performance.md from a result"
+    )
     parser.add_argument("result", type=Path, metavar="RESULT.json")
     words = parser.parse_args()
     try:

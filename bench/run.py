@@ -59,7 +59,9 @@ def _measure(names: list[str], options: Options, console: Console) -> Result:
 
 def main() -> None:
     """Run the sections that the command line names."""
-    parser = argparse.ArgumentParser(description="measure push and load, beside what is in use today")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench.sh run", description="measure push and load, beside what is in use today"
+    )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; none: all")
     parser.add_argument("--model", default="small")
     parser.add_argument("--rounds", type=int, default=5)

@@ -54,7 +54,7 @@ class Worker:
             raise self._failed("died") from error
         answer: dict[str, Any] = json.loads(self._line(process))
         if "error" in answer:
-            raise ContenderFailed(self.name, f"{do}: {answer['error']}")
+            raise ContenderFailed(self.name, f"{do}: {_without_root(answer['error'])}")
         return answer
 
     def close(self) -> None:
@@ -93,7 +93,12 @@ class Worker:
     def _failed(self, what: str) -> ContenderFailed:
         self.close()
         lines = self._log.read_text("utf-8", errors="replace").strip().splitlines()
-        return ContenderFailed(self.name, f"{what}: {lines[-1] if lines else 'it said nothing'}")
+        return ContenderFailed(self.name, f"{what}: {_without_root(lines[-1]) if lines else 'it said nothing'}")
+
+
+def _without_root(text: str) -> str:
+    """Return what a contender said without where this checkout lies: results are kept and shown."""
+    return text.replace(f"{ROOT}/", "")
 
 
 def ours(name: str = "tensorkeep", actions: str = "bench.contenders.ours:ours") -> Worker:

@@ -5,6 +5,7 @@
 """
 
 import math
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol
 
@@ -100,12 +101,18 @@ def to_numpy(value: Any) -> npt.NDArray[Any]:
         return value
     if isinstance(value, np.generic):
         return np.asarray(value)
-    package = type(value).__module__.partition(".")[0]
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name == package:
-            array = get_framework(package).to_numpy(value)
-            if array is not None:
-                return array
+    try:
+        framework = _registered_framework(type(value).__module__.partition(".")[0])
+    except NotFound:
+        framework = None
+    if framework is not None and (array := framework.to_numpy(value)) is not None:
+        return array
     raise InvalidInput(
         f"{type(value).__name__} is no array that can be stored: give numpy arrays", type=str(type(value))
     )
+
+
+@cache
+def _registered_framework(package: str) -> Framework:
+    """Return what `get_framework` does, asked once: looking through all packages takes 7 ms, and a model has many tensors."""
+    return get_framework(package)
