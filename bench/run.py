@@ -30,6 +30,7 @@ SECTIONS: dict[str, str] = {
     "devices": "bench.striping:striping_tables",
     "partial": "bench.partial:partial_tables",
     "storage": "bench.storage:storage_tables",
+    "remote": "bench.remote_tables:remote_tables",
 }
 """Section → ``module:function`` of one that takes `Options` and returns tables, in the order in which they run."""
 
