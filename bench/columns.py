@@ -42,6 +42,11 @@ COLUMNS = {
 }
 
 
+def plot_name(table: str) -> str:
+    """Return the file name of a table's plot."""
+    return f"{table.replace('/', '-')}.svg"
+
+
 def written(key: str, value: float) -> str:
     """Return a figure as tables show it."""
     column = COLUMNS[key]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
+from bench.columns import plot_name
 from bench.results import DOCUMENTED, Result, Table, read_result
 from bench.run import draw
 from bench.tables import as_markdown
@@ -49,7 +50,8 @@ def as_section(table: Table, result: Result) -> str:
         f"({machine['processor']}), {machine['memory']}, Linux {machine['kernel']}, {machine['disk'].split()[-1]}; "
         f"load of the machine before: {machine['load_before']}"
     )
-    return f"{as_markdown(table)}\n\n`{table.command}`: {facts}."
+    plot = f"![{table.title}]({DOCUMENTED.parent.name}/{plot_name(table.key)})"
+    return f"{as_markdown(table)}\n\n`{table.command}`: {facts}.\n\n{plot}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is fo
 
 from matplotlib import pyplot as plt
 
-from bench.columns import COLUMNS
+from bench.columns import COLUMNS, plot_name
 
 STYLE = {
     "svg.fonttype": "none",
@@ -62,7 +62,7 @@ def main() -> None:
     plt.rcParams.update(STYLE)
     for table in result["tables"]:
         if table["rows"]:
-            draw_table(table, folder / f"{table['key'].replace('/', '-')}.svg")
+            draw_table(table, folder / plot_name(table["key"]))
 
 
 if __name__ == "__main__":

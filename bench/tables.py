@@ -3,6 +3,7 @@
 import statistics
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bench.columns import COLUMNS, written
@@ -40,7 +41,8 @@ def show(table: Table, console: Console) -> None:
         shown.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(
-            *cells(table, row), style="bold" if row.kind == "ours" else "dim" if row.kind == "ceiling" else ""
+            *map(escape, cells(table, row)),
+            style="bold" if row.kind == "ours" else "dim" if row.kind == "ceiling" else "",
         )
     console.print(shown)
     for line in [*table.notes, *(f"left out: {name}: {reason}" for name, reason in table.failures.items())]:
