@@ -9,7 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from tests.engines.servers import HOST, Engine, EngineError, Server, children_of, free_ports, run, wait_until_gone
+from tests.engines.servers import HOST, Engine, EngineError, Life, Server, children_of, free_ports, run, wait_until_gone
 
 _SUPERUSER = "postgres"
 _INSTALLED = Path("/usr/lib/postgresql")
@@ -42,6 +42,11 @@ class Postgres(Engine):
     """A running PostgreSQL server."""
 
     NAME = "postgres"
+
+    def __init__(self, life: Life | None = None, *, data: Path | None = None) -> None:
+        """Make and start one; ``data``: a folder to be made for what it keeps, None: one in its own."""
+        self._data = data
+        super().__init__(life)
 
     @classmethod
     def is_installed(cls) -> bool:
@@ -78,7 +83,7 @@ class Postgres(Engine):
         binaries = find_binaries()
         if binaries is None:
             raise EngineError("PostgreSQL is not installed: run scripts/setup.sh dev as root")
-        data = self.folder / "data"
+        data = self._data or self.folder / "data"
         data.mkdir(mode=0o700)
         if self._user is not None:
             for path in (data, self.folder):

@@ -73,6 +73,7 @@ class World:
     devices: int = 3
     replicas: int = 2
     snapshot_every: int = 1000
+    database: str | None = None  # the URL of the catalog's; None: SQLite in `location`
     _opened: list[Store] = field(default_factory=list)
 
     @property
@@ -106,7 +107,7 @@ class World:
         if runtime is None:
             runtime = Runtime(failpoints=failpoints) if failpoints else Runtime()
         context = open_store(
-            self.location,
+            self.database or self.location,
             runtime=runtime,
             cache_root=self.folder / "cache" if cache else None,
             user="tester",
