@@ -493,6 +493,28 @@ def test_a_batch_is_written_byte_for_byte_and_fsynced_before_the_first_name(root
     assert device.put_batch([]) == (0, None)
 
 
+def test_a_batch_of_many_small_objects_needs_few_open_files(root: Path) -> None:
+    held: set[int] = set()
+    most: list[int] = []
+
+    class Counting(SystemCalls):
+        def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+            descriptor = super().open(path, flags, mode)
+            if flags & os.O_ACCMODE == os.O_WRONLY:
+                held.add(descriptor)
+                most.append(len(held))
+            return descriptor
+
+        def close(self, descriptor: int) -> None:
+            held.discard(descriptor)
+            super().close(descriptor)
+
+    objects = [(part(number), [content(10, number)]) for number in range(150)]
+    assert open_at(root, Counting()).put_batch(objects) == (150, None)
+    assert len(most) == 150
+    assert max(most) <= 32
+
+
 def test_whole_pages_go_past_the_page_cache_and_the_rest_through_it(root: Path) -> None:
     direct: dict[int, bool] = {}
     written: list[tuple[int, bool]] = []

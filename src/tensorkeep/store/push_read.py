@@ -25,6 +25,7 @@ from tensorkeep.transfer.memory import allocate
 LANES = 2
 _ARENA_BYTES = 248 * MIB
 _BATCH_BYTES = 56 * MIB
+_BATCH_PARTS = 1000  # a transaction of more would keep others waiting
 _SCRATCH_BYTES = 4 * MIB  # for each lane: what is read and not kept
 
 
@@ -157,6 +158,7 @@ class _Lane:
         self._arena = arena
         self._parts: list[ReadPart] = []
         self._leases: list[Lease] = []
+        self._bytes = 0
         self._flying: deque[Future[None]] = deque()
 
     def make_room(self, size_bytes: int) -> memoryview:
@@ -178,7 +180,8 @@ class _Lane:
         fact = PartFact(hashed.digest, len(data), hashed.checks)
         self._batches.facts[index] = fact
         self._parts.append(ReadPart(index, fact, data))
-        if sum(len(part.data) for part in self._parts) >= _BATCH_BYTES:
+        self._bytes += len(data)
+        if self._bytes >= _BATCH_BYTES or len(self._parts) >= _BATCH_PARTS:
             self._send()
         return fact
 
@@ -197,7 +200,7 @@ class _Lane:
     def _send(self) -> None:
         if self._parts:
             self._flying.append(self._batches.send(self._parts, self._leases))
-            self._parts, self._leases = [], []
+            self._parts, self._leases, self._bytes = [], [], 0
 
 
 def _runs_by_file(plan: PushPlan) -> dict[int, dict[int, tuple[int, Piece]]]:
