@@ -28,7 +28,6 @@ from tensorkeep.errors import AlreadyExists, InvalidInput, TensorkeepError, Unav
 from tensorkeep.records.device import IDENTITY_NAME
 from tensorkeep.runtime import Runtime
 
-
 _TOGETHER = 32
 """Files of a batch that are open at once, by two descriptors each: a process often may have only 1,024."""
 

@@ -66,12 +66,15 @@ class _Decrypting(Protocol):
 class Connection:
     """One open connection: sends a request, gives the head of the answer, then its body. Not thread safe."""
 
-    def __init__(self, endpoint: Endpoint, opened: socket.socket, stall_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, opened: socket.socket, stall_s: float, monotonic_s: Callable[[], float]
+    ) -> None:
         self.endpoint = endpoint
         self.used = False
         self.idle_since_s = 0.0
         self._socket = opened
         self._stall_s = stall_s
+        self._monotonic_s = monotonic_s
         self._plain = not endpoint.tls
         self._buffer = bytearray(_HEAD_BYTES)
         self._ahead = memoryview(b"")
@@ -81,14 +84,15 @@ class Connection:
         """Send a request and return the head of its answer.
 
         Raises:
-            BrokenConnection: it could not be sent, or no whole head came.
+            BrokenConnection: it could not be sent, or no whole head came within the stall time and the wait for its last bytes.
             WrongAnswer: what came is no head.
         """
         self._answered = False
         try:
             self._socket.sendall(request)
+            until_s = self.until_stall_s()
             for _ in range(_MAX_INTERIM_ANSWERS):
-                head = self._read_head()
+                head = self._read_head(until_s)
                 if head.status >= 200:
                     return head
         except OSError as error:
@@ -122,6 +126,14 @@ class Connection:
         except OSError as error:
             raise self._broken(error) from error
 
+    def until_stall_s(self) -> float:
+        """Return when, on the pool's clock, what begins now will have taken the stall time."""
+        return self._monotonic_s() + self._stall_s
+
+    def is_late(self, until_s: float) -> bool:
+        """Return whether that moment has passed."""
+        return self._monotonic_s() >= until_s
+
     def is_quiet(self) -> bool:
         """Return whether it may serve another request: open, and without bytes that nobody asked for."""
         if self._ahead or (isinstance(self._socket, _Decrypting) and self._socket.pending()):
@@ -134,11 +146,13 @@ class Connection:
         """Close it."""
         self._socket.close()
 
-    def _read_head(self) -> Head:
+    def _read_head(self, until_s: float) -> Head:
         data = bytes(self._ahead)
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > MAX_HEAD_BYTES:
                 raise WrongAnswer(f"the head of its answer is over {MAX_HEAD_BYTES} bytes")
+            if data and self.is_late(until_s):  # a byte now and then is no stall, and would last for ever
+                raise BrokenConnection(f"it sent no whole head in {self._stall_s:g} s", kind="Timeout")
             count = self._socket.recv_into(self._buffer)
             if count == 0:
                 raise BrokenConnection("it closed the connection without an answer", answered=self._answered)
@@ -249,15 +263,17 @@ class ConnectionPool:
                 opened.settimeout(self._limits.stall_s)
             else:
                 _wait_in_kernel(opened, self._limits.stall_s)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name that can't be one is refused as text
             if opened is not None:
                 opened.close()
+            if isinstance(error, UnicodeError):
+                raise WrongAnswer("the name of its host can't be one") from error
             if endpoint.tls and (problem := _certificate_problem(error)):
                 raise WrongAnswer(problem) from error
             raise BrokenConnection(f"no connection: {_reason_of(error)}", kind="Connect", answered=False) from error
         with self._lock:
             self.opened += 1
-        return Connection(endpoint, opened, self._limits.stall_s)
+        return Connection(endpoint, opened, self._limits.stall_s, self._monotonic_s)
 
     def _tls(self) -> "ssl.SSLContext":
         with self._lock:

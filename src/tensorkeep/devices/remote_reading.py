@@ -347,15 +347,16 @@ class _Transfer:
 
 
 def _read_error(connection: Connection, head: Head) -> tuple[bytes, bool]:
-    """Return the first bytes of an error's body, and whether that is all of it."""
+    """Return the first bytes of an error's body, as far as they come within the stall time, and whether that is all of it."""
     length = error_length(head)
+    until_s = connection.until_stall_s()
     data = memoryview(bytearray(min(MAX_ERROR_BYTES if length is None else length, MAX_ERROR_BYTES)))
     count = 0
     try:
         while count < len(data) and not (length is None and bytes(data[max(count - 5, 0) : count]) == b"0\r\n\r\n"):
             got = connection.receive_some(data[count:])
-            if got == 0:
-                break
+            if got == 0 or connection.is_late(until_s):
+                return bytes(data[: count + got]), False
             count += got
     except BrokenConnection:  # the status alone says enough
         return bytes(data[:count]), False

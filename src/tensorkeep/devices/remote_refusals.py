@@ -113,7 +113,7 @@ def parse_retry_after(value: str, now: datetime) -> float | None:
 def _parse_date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 

@@ -389,6 +389,46 @@ def test_a_trickle_counts_as_a_stall(store: StubStore) -> None:
     reader.close()
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"HTTP/1.1 206 Some\r\nServer: ",
+        b"HTTP/1.1 100 Wait\r\n\r\nHTTP/1.1 206 Some\r\nServer: ",
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 60000\r\n\r\n",
+        b"HTTP/1.1 503 Busy\r\n\r\n",
+    ],
+)
+def test_a_trickled_head_or_error_ends_in_time(store: StubStore, beginning: bytes) -> None:
+    clock = ManualClock()
+    limits = ReadLimits(stall_s=5.0, retries=RetryPolicy(attempts=1))
+    reader = RemoteReader(Requests(store), url="s3://bucket", runtime=Runtime(clock=clock), limits=limits)
+    sent: list[int] = []
+
+    def trickle(it: Exchange) -> None:
+        it.connection.sendall(beginning)
+        while len(sent) < 400 and not it.store.stop.wait(0.005):
+            sent.append(it.connection.send(b"x"))
+            clock.advance(0.1)
+
+    store.script = [trickle]
+    refused(reader, 0, SIZE)
+    assert len(sent) < 400
+    reader.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_a_name_that_no_host_can_have_is_a_typed_error(store: StubStore, clock: ManualClock, host: str) -> None:
+    reader = RemoteReader(Requests(store, host=host), url="s3://bucket", runtime=Runtime(clock=clock), limits=PATIENT)
+    assert "host" in refused(reader, 0, SIZE).message
+
+
+@pytest.mark.parametrize("date", [f"Mon, 01 Jan {10**20} 00:00:00 GMT", f"Mon, 01 Jan 2024 00:00:00 +{10**20}"])
+@pytest.mark.parametrize("header", ["date", "retry_after"])
+def test_a_date_that_is_none_is_passed_over(reader: RemoteReader, store: StubStore, header: str, date: str) -> None:
+    store.script = [lambda it: it.refuse(503, "SlowDown", **{header: date})]
+    assert read(reader) == CONTENT
+
+
 def test_nobody_listening_is_a_typed_error(clock: ManualClock) -> None:
     with serve({}) as gone:
         pass
