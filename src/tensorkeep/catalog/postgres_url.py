@@ -6,7 +6,7 @@ also reads ``PGPASSWORD``, ``~/.pgpass`` and service files, the better places fo
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 from tensorkeep.errors import InvalidInput
 
@@ -14,7 +14,11 @@ SCHEMES = ("postgresql", "postgres")
 DEFAULT_SCHEMA = "tensorkeep"
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,26}\Z")
-_SECRETS = ("password", "sslpassword")
+_SHOWN = ("host", "hostaddr", "port", "dbname", "user", "service", "sslmode", "schema")
+
+_HOST = r"(?:\[[^\[\]@]*\]|[^\[\]@:,]*)(?::[0-9]*)?"
+_NETLOC = re.compile(rf"(?:[^@:]*(?::[^@:]*)?@)?{_HOST}(?:,{_HOST})*\Z")
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,9 @@ def parse_postgres_url(text: str) -> PostgresUrl:
         words = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         # What can't be read can't be shown without its secrets either.
-        raise InvalidInput(
-            "the store's postgresql:// URL can't be read: write postgresql://user@host/database"
-        ) from None
+        raise _unreadable() from None
+    if not _is_plain(parts):
+        raise _unreadable()
     if "\0" in text or "\0" in parts.path or any("\0" in value for _, value in words):
         raise InvalidInput("the store's postgresql:// URL has a NUL character")
     schemas = [value for name, value in words if name == "schema"]
@@ -60,26 +64,42 @@ def parse_postgres_url(text: str) -> PostgresUrl:
     libpq = [(name, value) for name, value in words if name != "schema"]
     return PostgresUrl(
         given=text,
-        connection=urlunsplit(("postgresql", parts.netloc, parts.path, _query(libpq), "")),
+        connection=_join(parts.netloc, parts.path, libpq),
         schema=schema,
         shown=_shown(parts.netloc, parts.path, words),
     )
 
 
-def mask_postgres_url(text: str) -> str:
-    """Return a URL without its secrets, also where it can't be read otherwise."""
-    try:
-        return parse_postgres_url(text).shown
-    except InvalidInput:
-        return "postgresql://…"
-
-
 def _shown(netloc: str, path: str, words: list[tuple[str, str]]) -> str:
     user, at, host = netloc.rpartition("@")
     name, colon, _ = user.partition(":")
-    kept = [(word, value) for word, value in words if word.lower() not in _SECRETS]
-    return urlunsplit(("postgresql", f"{name}{':***' if colon else ''}{at}{host}", path, _query(kept), ""))
+    kept = [(word, value) for word, value in words if word in _SHOWN]
+    return _join(f"{name}{':***' if colon else ''}{at}{host}", path, kept)
 
 
-def _query(words: list[tuple[str, str]]) -> str:
-    return urlencode(words, quote_via=quote)
+def _join(netloc: str, path: str, words: list[tuple[str, str]]) -> str:
+    # `urlunsplit` drops the // where there is no host, and libpq then reads something else.
+    query = urlencode(words, quote_via=quote)
+    return f"postgresql://{netloc}{path}{'?' if query else ''}{query}"
+
+
+def _is_plain(parts: SplitResult) -> bool:
+    """Return whether libpq reads the same user, password and hosts here as this module.
+
+    A password with a bare ``/``, ``?``, ``#``, ``@`` or ``%`` is cut elsewhere: what is left of it would be taken for a port, a
+    host or a database, and so be shown here and in libpq's errors.
+    """
+    rest = f"{parts.path}?{parts.query}"
+    return (
+        _NETLOC.match(parts.netloc) is not None
+        and "@" not in rest
+        and not parts.fragment
+        and _BAD_ESCAPE.search(parts.netloc + rest) is None
+    )
+
+
+def _unreadable() -> InvalidInput:
+    return InvalidInput(
+        "the store's postgresql:// URL can't be read: write postgresql://user@host/database, and special characters in any of "
+        "them as %XX (@ is %40, / is %2F, % is %25)"
+    )
