@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -9,6 +10,7 @@ from tensorkeep.devices import MemoryDevice, forget_memory
 from tensorkeep.errors import NotEnoughCopies, Unavailable
 from tensorkeep.runtime import ManualClock, Runtime
 from tensorkeep.store.patience import POLICY, put_patiently
+from tensorkeep.store.reports import Progress
 from tensorkeep.store.store import Store
 from tensorkeep.testing.devices import FaultyDevice, RecordingDevice
 from tests.faults.store_world import (
@@ -80,6 +82,28 @@ def test_a_push_gives_up_on_trouble_that_does_not_pass(world: World, fleet: Faul
     fleet.by_name["d0"].heal()
     store.push(weights(1), MODEL, part_size=MIB)
     assert_loads(store, MODEL, weights(1))
+
+
+def test_a_push_that_is_given_up_waits_no_longer(world: World, fleet: FaultyFleet) -> None:
+    pausing = Event()
+
+    class Slow(ManualClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            pausing.set()
+            Event().wait(0.05)  # for the other thread to see its error and give up
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == "push" and progress.done_bytes:
+            assert pausing.wait(60)
+            raise KeyboardInterrupt
+
+    clock = Slow()
+    store = begin(world, fleet, clock)
+    fleet.by_name["d0"].fail("put", busy)
+    with pytest.raises(KeyboardInterrupt):
+        store.push({**weights(1), **small_weights(1)}, MODEL, part_size=MIB, progress=interrupt)
+    assert clock.monotonic_s() < POLICY.total_s / 2
 
 
 def test_nobody_waits_for_a_disk(world: World, fleet: FaultyFleet, clock: ManualClock) -> None:

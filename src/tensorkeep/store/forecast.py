@@ -114,7 +114,7 @@ def _hash_parts(context: StoreContext, plan: PushPlan, progress: ProgressCallbac
     counter.count(sum(file.size_bytes for file in plan.kept.values()))
     workers = context.runtime.workers
     with workers.open_pool(1, "plan") as pool:
-        result = read_sources(plan, lambda _: None, workers=workers, pool=pool, count=counter.count)
+        result = read_sources(plan, lambda *_: None, workers=workers, pool=pool, count=counter.count)
     return {number: fact.digest for number, fact in result.parts.items()}
 
 

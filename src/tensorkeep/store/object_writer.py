@@ -17,6 +17,7 @@ from typing_extensions import Buffer
 
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.errors import Capacity, NotEnoughCopies, PermissionDenied, TensorkeepError
+from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.patience import Patience
@@ -109,10 +110,11 @@ class ObjectWriter:
             if facts.capacity is not None
         }
 
-    def write(self, objects: Sequence[NewObject]) -> None:
+    def write(self, objects: Sequence[NewObject], *, stop: Cancellation | None = None) -> None:
         """Return when every object has the copies it needs, durable; `settle` records what this noted.
 
         Raises:
+            Cancelled: ``stop`` says that the push was given up, and this waited for a device.
             NotEnoughCopies: too few devices are left; the message says what happened to the others.
             Capacity: the same, because they are full.
         """
@@ -120,14 +122,16 @@ class ObjectWriter:
         pending = list(objects)
         failures: dict[str, int] = {}
         while pending:
-            pending = self._write_round(pending, failures)
+            pending = self._write_round(pending, failures, stop)
 
     def settle(self) -> None:
         """Return when everything that was written is recorded as stored."""
         self._queue.record()
         self._remove(self._queue.take_late())
 
-    def _write_round(self, objects: list[NewObject], failures: dict[str, int]) -> list[NewObject]:
+    def _write_round(
+        self, objects: list[NewObject], failures: dict[str, int], stop: Cancellation | None
+    ) -> list[NewObject]:
         answers = self._stage(objects)
         self._remove(self._queue.take_late())
         uploads: dict[str, list[Upload]] = {}
@@ -149,11 +153,13 @@ class ObjectWriter:
         if failed:
             self._context.catalog.forget_staged(self._session, [location.id for location in failed])
             self._take_room(failed, give_back=True)
-            self._judge({device: r.error for device, r in results.items() if r.error is not None}, failures)
+            errors = {device: result.error for device, result in results.items() if result.error is not None}
+            self._patience.wait(self._judge(errors, failures), stop)
+            self._beat()
         return list({id(new): new for new in (objects_of[location.id] for location in failed)}.values())
 
-    def _judge(self, errors: dict[str, TensorkeepError], failures: dict[str, int]) -> None:
-        """Close the devices that failed for good, and wait for those whose trouble passes."""
+    def _judge(self, errors: dict[str, TensorkeepError], failures: dict[str, int]) -> float:
+        """Close the devices that failed for good; return for how many seconds those deserve a wait whose trouble passes."""
         pauses_s = [0.0]
         for device, error in errors.items():
             failures[device] = failures.get(device, 0) + 1
@@ -162,8 +168,7 @@ class ObjectWriter:
                 self._close(device, error)
             else:
                 pauses_s.append(pause_s)
-        self._context.runtime.clock.sleep(max(pauses_s))
-        self._beat()
+        return max(pauses_s)
 
     def _stage(self, objects: Sequence[NewObject]) -> list[Staging]:
         """Ask for places for objects, in one call; one by one where that could take more of a device than the user allows."""

@@ -12,10 +12,14 @@ from typing_extensions import Buffer
 from tensorkeep.devices.protocol import Device
 from tensorkeep.devices.retrying import RetryPolicy
 from tensorkeep.errors import TensorkeepError
-from tensorkeep.runtime import Runtime
+from tensorkeep.runtime import Cancellation, Runtime
 
 POLICY = RetryPolicy(attempts=40, first_delay_s=0.25, max_delay_s=5.0, total_s=60.0)
 """A store that was killed and started again answers within it: Ceph takes some ten seconds."""
+
+
+_STEP_S = 0.25
+"""How often a pause looks whether the push was given up."""
 
 
 class Patience:
@@ -55,6 +59,18 @@ class Patience:
         if failures >= self._policy.attempts or now_s + delay_s - since_s > self._policy.total_s:
             return None
         return delay_s
+
+    def wait(self, seconds: float, stop: Cancellation | None) -> None:
+        """Wait that long; raises `Cancelled` soon after somebody gave up what is waited for."""
+        left_s = seconds
+        while left_s > 0:
+            if stop is not None:
+                stop.check()
+            step_s = min(left_s, _STEP_S)
+            self._runtime.clock.sleep(step_s)
+            left_s -= step_s
+        if stop is not None:
+            stop.check()
 
 
 def put_patiently(device: Device, make_name: Callable[[], str], data: Sequence[Buffer], *, runtime: Runtime) -> None:

@@ -13,6 +13,7 @@ from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import Replicas
 from tensorkeep.records.version import VersionRecord, encode_version
+from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.push_manifest import AssembledVersion, part_digests, same_files
@@ -51,14 +52,14 @@ class PushWork:
         self._lock = threading.Lock()
         self._taken: set[bytes] = set()
 
-    def store_batch(self, batch: Sequence[ReadPart]) -> None:
+    def store_batch(self, batch: Sequence[ReadPart], stop: Cancellation) -> None:
         """Store parts that were just read, where they are missing; of equal ones the first."""
         with self._lock:
             fresh = {part.fact.digest: part for part in reversed(batch) if part.fact.digest not in self._taken}
             self._taken.update(fresh)
-        self._write_parts([part for part in batch if fresh.get(part.fact.digest) is part])
+        self._write_parts([part for part in batch if fresh.get(part.fact.digest) is part], stop)
 
-    def _write_parts(self, batch: Sequence[ReadPart]) -> None:
+    def _write_parts(self, batch: Sequence[ReadPart], stop: Cancellation | None = None) -> None:
         self._writer.write(
             [
                 NewObject(
@@ -69,7 +70,8 @@ class PushWork:
                     self._candidates[part.index],
                 )
                 for part in batch
-            ]
+            ],
+            stop=stop,
         )
 
     def conclude(self, assembled: AssembledVersion, result: ReadResult) -> tuple[VersionFacts, bool, int]:

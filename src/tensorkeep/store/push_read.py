@@ -63,7 +63,7 @@ class ReadResult:
     files: tuple[FileFact, ...]
 
 
-BatchSink = Callable[[Sequence[ReadPart]], None]
+BatchSink = Callable[[Sequence[ReadPart], Cancellation], None]
 ByteCounter = Callable[[int], None]
 
 
@@ -74,7 +74,8 @@ def read_sources(
 
     Args:
         plan: what to read.
-        sink: stores a batch of parts; called from ``pool``, several at once; when it returns the buffers are free.
+        sink: stores a batch of parts; called from ``pool``, several at once; when it returns the buffers are free. It may end by
+            `Cancelled` once its second argument says that the push was given up.
         workers: opens the lanes.
         pool: where ``sink`` runs, so that a lane reads on while its last batch is written.
         count: told of bytes of files that were read.
@@ -144,7 +145,7 @@ class _Batches:
 
     def _store(self, parts: Sequence[ReadPart], leases: Sequence[Lease]) -> None:
         try:
-            self._sink(parts)
+            self._sink(parts, self.stop)
         finally:
             for lease in leases:
                 self._arena.give_back(lease)
