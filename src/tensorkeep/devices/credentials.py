@@ -15,6 +15,7 @@ No message here repeats what was read: not a value, not a line of a file.
 import configparser
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from tensorkeep.errors import PermissionDenied
 
 _MAX_FILE_BYTES = 1 << 20
+_SIGNED = re.compile(r"(^|[?&])sig=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def find_azure_key(reference: str, environment: Mapping[str, str]) -> AzureKey:
     kind, _, name = reference.partition(":")
     value = _variable(name, environment, "the account's key, or a shared access signature") if kind == "env" else ""
     value = (value or _read_private(name)).strip()
-    if "sig=" in value:
+    if _SIGNED.search(value):  # a key may end in these letters, too
         return AzureKey(shared_access_signature=value.removeprefix("?"))
     if not value:
         raise _no_credentials(f"{reference} is empty: it must hold the key of the storage account")

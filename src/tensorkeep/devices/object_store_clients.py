@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from tensorkeep.devices.credentials import AzureKey, S3Keys, find_azure_key, find_gcs_key, find_s3_keys
-from tensorkeep.devices.object_store_url import ObjectStorePlace
+from tensorkeep.devices.object_store_url import ObjectStorePlace, default_endpoint
 from tensorkeep.errors import PermissionDenied, Unavailable
 from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import Runtime
@@ -92,7 +92,7 @@ class ObjectStoreClients:
         self._limits = limits
         self._lock = threading.Lock()
         self._clients: dict[float, Client] = {}
-        self._signed: OrderedDict[tuple[str, str], SignedRequest] = OrderedDict()
+        self._signed: OrderedDict[tuple[str, str, float], SignedRequest] = OrderedDict()
 
     def of_size(self, size_bytes: int) -> "Client":
         """Return the client whose deadline suits a request of that size.
@@ -122,13 +122,13 @@ class ObjectStoreClients:
         """Return a signed request for an object, at least half of its time still to run. Asks no server."""
         now_s = self._runtime.clock.monotonic_s()
         with self._lock:
-            known = self._signed.get((method, key))
+            known = self._signed.get((method, key, expires_s))
             if known is not None and known.expires_at_s - now_s >= expires_s / 2:
-                self._signed.move_to_end((method, key))
+                self._signed.move_to_end((method, key, expires_s))
                 return known
         signed = SignedRequest(method, self._signed_url(method, key, expires_s), now_s + expires_s)
         with self._lock:
-            self._signed[(method, key)] = signed
+            self._signed[(method, key, expires_s)] = signed
             while len(self._signed) > _SIGNED_AT_MOST:
                 self._signed.popitem(last=False)
         return signed
@@ -191,7 +191,7 @@ def _make_gcs(place: ObjectStorePlace, runtime: Runtime, options: "ClientConfig"
     return GCSStore(
         place.bucket,
         service_account_key=find_gcs_key(place.credentials, runtime.environment),
-        base_url=place.endpoint or "https://storage.googleapis.com",
+        base_url=place.endpoint or default_endpoint(place.scheme, None),
         skip_signature=False,
         client_options=options,
         retry_config={"max_retries": 0},
@@ -230,7 +230,7 @@ def _azure_credential(key: AzureKey) -> Any:
 
 
 def _azure_endpoint(place: ObjectStorePlace) -> str:
-    return place.endpoint or f"https://{place.account}.blob.core.windows.net"
+    return place.endpoint or default_endpoint(place.scheme, place.account)
 
 
 def _options(place: ObjectStorePlace, connect_s: float, timeout_s: float) -> "ClientConfig":

@@ -43,7 +43,9 @@ _BUCKETS = {
     "az": re.compile(r"[a-z0-9](-?[a-z0-9]){2,62}\Z"),
 }
 _SEGMENT = re.compile(r"[A-Za-z0-9._=+@-]+\Z")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z|\[[0-9a-f:.]+\]\Z")
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\Z|\[[0-9a-f:.]+\]\Z")
+_AWS = re.compile(r"https?://s3([.-][a-z0-9-]+)*\.amazonaws\.com\Z")
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}\Z")
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
@@ -84,7 +86,9 @@ class ObjectStorePlace:
     @property
     def identity(self) -> str:
         """What tells one place from another: two URLs with other credentials, region or style mean the same objects."""
-        return f"{self._address()} at {self.endpoint or self.scheme} {self.account or ''}".rstrip()
+        # Names of buckets are one set for all regions of AWS.
+        endpoint = None if self.endpoint is None or _AWS.match(self.endpoint) else self.endpoint
+        return f"{self._address()} at {endpoint or self.scheme} {self.account or ''}".rstrip()
 
     def _address(self) -> str:
         return f"{self.scheme}://{self.bucket}" + (f"/{quote(self.prefix)}" if self.prefix else "")
@@ -118,6 +122,8 @@ def parse_object_store_url(text: str) -> ObjectStorePlace:
         style = None  # the default there. "host" stays where it is one too: a profile may bring an endpoint
     if scheme == "az" and not _ACCOUNT.match(options.get("account", "")):
         raise _refused(scheme, "needs the storage account, 3 to 24 small letters and digits: add account=NAME")
+    if endpoint is not None and endpoint == default_endpoint(scheme, options.get("account")):
+        endpoint = None
     if "region" in options and not _REGION.match(options["region"]):
         raise _refused(scheme, "has a region that can't be one: write for example region=us-east-1")
     return ObjectStorePlace(
@@ -130,6 +136,13 @@ def parse_object_store_url(text: str) -> ObjectStorePlace:
         account=options.get("account"),
         credentials=_parse_reference(scheme, options.get("credentials", DEFAULT_CREDENTIALS[scheme])),
     )
+
+
+def default_endpoint(scheme: Scheme, account: str | None) -> str:
+    """Return the endpoint that a URL without one means; "" for ``s3``, where it hangs on the region."""
+    if scheme == "gs":
+        return "https://storage.googleapis.com"
+    return f"https://{account}.blob.core.windows.net" if scheme == "az" else ""
 
 
 def _parse_options(scheme: Scheme, query: str) -> dict[str, str]:
@@ -177,11 +190,13 @@ def _parse_endpoint(scheme: Scheme, text: str) -> str:
     if "@" in parts.netloc:
         raise _refused(scheme, f"holds a key or a password in its endpoint. {_remedy(scheme)}")
     host = parts.netloc.lower().removesuffix(f":{parts.netloc.rpartition(':')[2]}" if port is not None else "")
-    plain = not parts.query and not parts.fragment and all(map(_SEGMENT.match, filter(None, parts.path.split("/"))))
+    segments = list(filter(None, parts.path.split("/")))
+    plain = not parts.query and not parts.fragment and all(map(_SEGMENT.match, segments))
+    plain = plain and not {".", ".."} & set(segments)
     if parts.scheme not in _DEFAULT_PORTS or not _HOST.match(host) or not plain:
         raise _refused(scheme, malformed)
     shown_port = "" if port is None or port == _DEFAULT_PORTS[parts.scheme] else f":{port}"
-    path = "/".join(filter(None, parts.path.split("/")))
+    path = "/".join(segments)
     return f"{parts.scheme}://{host}{shown_port}" + (f"/{path}" if path else "")
 
 

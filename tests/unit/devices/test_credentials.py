@@ -109,6 +109,14 @@ def test_a_file_that_is_no_file_of_keys_is_refused_without_repeating_a_line(tmp_
     assert SECRET not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.facts}"
 
 
+def test_a_key_that_ends_in_the_letters_of_a_signature_is_a_key() -> None:
+    key = "c2VjcmV0" * 10 + "c2VjMsig=="
+    assert find_azure_key("env:K", {"K": key}).account_key == key
+    for signature in ("sv=2024&sig=abc%3D", "?sig=abc&sv=2024"):
+        found = find_azure_key("env:K", {"K": signature}).shared_access_signature
+        assert found == signature.removeprefix("?")
+
+
 def test_keys_have_no_repr() -> None:
     assert SECRET not in repr(S3Keys("ID", SECRET, SECRET))
     assert SECRET not in repr(find_azure_key("env:K", {"K": SECRET}))

@@ -319,6 +319,7 @@ def test_a_signed_request_is_used_again_while_it_is_fresh_and_its_repr_shows_not
     assert SECRET not in repr(first)
     assert device.sign("GET", part(1)) is first
     assert device.sign("PUT", part(1)) is not first
+    assert "X-Amz-Expires=60&" in device.sign("GET", part(1), 60).url
     clock.advance(1700)
     assert device.sign("GET", part(1)) is first
     clock.advance(200)

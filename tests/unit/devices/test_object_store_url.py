@@ -28,6 +28,11 @@ URLS = {
     "s3://bucket?credentials=profile:my team": "s3://bucket?credentials=profile:my%20team",
     "s3://bucket?credentials=file:/etc/keys": "s3://bucket?credentials=file:/etc/keys",
     "gs://bucket/p?credentials=env:GOOGLE_APPLICATION_CREDENTIALS": "gs://bucket/p",
+    "gs://bucket/p?endpoint=https://Storage.googleapis.com:443/": "gs://bucket/p",
+    "az://box/p?account=acme&endpoint=https://acme.blob.core.windows.net/": "az://box/p?account=acme",
+    "az://box/p?account=acme&endpoint=https://other.blob.core.windows.net": (
+        "az://box/p?account=acme&endpoint=https://other.blob.core.windows.net"
+    ),
     "az://box/p?credentials=env:K&account=acme": "az://box/p?account=acme&credentials=env:K",
 }
 
@@ -58,6 +63,9 @@ REFUSED = [
     ("s3://bucket?region=", "empty region"),
     ("s3://bucket?region=a&region=b", "gives region twice"),
     ("s3://bucket?endpoint=ftp://h", "malformed endpoint"),
+    ("s3://bucket?endpoint=http://a..b", "malformed endpoint"),
+    (f"s3://bucket?endpoint=http://{'a' * 64}.org", "malformed endpoint"),
+    ("s3://bucket?endpoint=http://h/a/../b", "malformed endpoint"),
     ("s3://bucket?endpoint=http://h:99999", "malformed endpoint"),
     ("s3://bucket?endpoint=http://[x", "malformed endpoint"),
     ("gs://bucket?region=eu", "unknown option: known are credentials, endpoint"),
@@ -96,6 +104,8 @@ def test_credentials_region_and_style_do_not_tell_places_apart() -> None:
         assert same_place(base, normalize_url("s3://bucket/p?endpoint=http://h:1" + other))
     for other in ("s3://bucket/q?endpoint=http://h:1", "s3://bucket/p?endpoint=http://h:2", "s3://bucket/p", "/p"):
         assert not same_place(base, normalize_url(other))
+    at_aws = normalize_url("s3://bucket/p?endpoint=https://s3.eu-central-1.amazonaws.com&region=eu-central-1")
+    assert same_place("s3://bucket/p", at_aws)
     assert not same_place(normalize_url("az://box?account=one1"), normalize_url("az://box?account=two2"))
 
 
