@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -18,6 +19,7 @@ from tensorkeep.errors import (
     TensorkeepError,
     Unavailable,
 )
+from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import ManualClock, Runtime
 from tensorkeep.testing.device_contract import part
 from tests.unit.devices.scripted_s3 import BUCKET, Request, ScriptedS3, Step, serve_s3
@@ -214,6 +216,20 @@ def test_a_put_without_a_clear_answer_fails_if_other_bytes_are_there(
     assert caught.value.facts["passing"] is True
     assert caught.value.facts["object"] == part(2)
     assert_harmless(caught.value)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_large_put_without_an_answer_is_read_back_piece_by_piece(s3: ScriptedS3, *, right: bool) -> None:
+    data = bytes(4 * MIB) + bytes(range(256)) * (4 * MIB // 256) + b"end"
+
+    def do(request: Request) -> None:
+        s3.objects[request.key] = data if right else data[:-1] + b"X"
+        request.reset()
+
+    s3.then("PUT", do)
+    with nullcontext() if right else pytest.raises(Unavailable):
+        open_on(s3).put(part(2), [data[:MIB], data[MIB:]])
+    assert [request.split()[0] for request in s3.requests] == ["PUT", "HEAD", "GET", "GET", "GET"]
 
 
 def test_a_put_that_can_not_be_read_back_fails_as_it_failed(s3: ScriptedS3) -> None:
