@@ -56,6 +56,7 @@ __all__ = [
     "AlreadyExists",
     "Capacity",
     "Conflict",
+    "ConformanceReport",
     "DeviceCollection",
     "Diff",
     "Format",
@@ -88,6 +89,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ConformanceReport": "tensorkeep.records.conformance_report",
     "DeviceCollection": "tensorkeep.store.store",
     "Diff": "tensorkeep.store.reports",
     "GcReport": "tensorkeep.store.reports",

@@ -114,7 +114,7 @@ def build_app() -> typer.Typer:
 def _device_group() -> typer.Typer:
     group = _group(
         help_text(
-            "Add, list and give up devices.",
+            "Add, list, check and give up devices.",
             "tensorkeep device add nvme0 file:///mnt/nvme0",
         )
     )
@@ -128,6 +128,13 @@ def _device_group() -> typer.Typer:
         "tensorkeep device add s3 's3://bucket/models?region=eu-central-1&credentials=profile:team'",
     )
     add_command(group, "ls", devices.ls, "tensorkeep device ls -v")
+    add_command(
+        group,
+        "check",
+        devices.check,
+        "tensorkeep device check nvme0",
+        "tensorkeep device check /mnt/nvme1",
+    )
     add_command(group, "lost", devices.lost, "tensorkeep device lost nvme0 --yes")
     return group
 

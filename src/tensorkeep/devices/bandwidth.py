@@ -1,4 +1,6 @@
-"""A short measurement of a device's rate, for placing parts before any real transfer is known."""
+"""A short measurement of a device's rates, for placing parts before any real transfer is known."""
+
+from typing import NamedTuple
 
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.local import LocalDevice
@@ -12,8 +14,21 @@ from tensorkeep.runtime import Runtime
 _REQUEST_BYTES = 4 * MIB
 
 
+class Rates(NamedTuple):
+    """Bytes per second of one reader and of one writer, whose object is durable when its time is taken."""
+
+    read: int
+    write: int
+
+
 def measure_bandwidth(device: Device, *, runtime: Runtime, size_bytes: int = 16 * MIB) -> int | None:
-    """Return the rate of one reader, in bytes/s, of one object read once in order; None where it can't be measured.
+    """Return the rate of one reader, in bytes/s, as `measure_rates` finds it; None where it can't be measured."""
+    rates = measure_rates(device, runtime=runtime, size_bytes=size_bytes)
+    return None if rates is None else rates.read
+
+
+def measure_rates(device: Device, *, runtime: Runtime, size_bytes: int = 16 * MIB) -> Rates | None:
+    """Return the rates of one object written, and read once in order; None where they can't be measured.
 
     Writes one object of random bytes under ``tmp``, reads it back and deletes it. On a local device the kernel is first
     asked to drop it from its cache; the disk's own cache, the host of a virtual machine or a file system of another
@@ -37,18 +52,24 @@ def measure_bandwidth(device: Device, *, runtime: Runtime, size_bytes: int = 16 
     return None
 
 
-def _measure(device: Device, runtime: Runtime, size_bytes: int) -> int | None:
+def _measure(device: Device, runtime: Runtime, size_bytes: int) -> Rates | None:
     ulid = make_ulid(runtime.clock.now(), runtime.randomness.random_bytes(RANDOM_BYTES))
     name = f"{UNFINISHED_FOLDER}/bandwidth-{ulid}"
+    data = runtime.randomness.random_bytes(size_bytes)
     try:
-        device.put(name, [runtime.randomness.random_bytes(size_bytes)])
+        start_s = runtime.clock.monotonic_s()
+        device.put(name, [data])
+        device.flush()
+        writing_s = runtime.clock.monotonic_s() - start_s
         if isinstance(local := innermost(device), LocalDevice):
             local.drop_cached(name)
         buffer = memoryview(bytearray(_REQUEST_BYTES))
         start_s = runtime.clock.monotonic_s()
         for offset in range(0, size_bytes, _REQUEST_BYTES):
             device.read_into(name, offset, [buffer[: size_bytes - offset]])
-        passed_s = runtime.clock.monotonic_s() - start_s
+        reading_s = runtime.clock.monotonic_s() - start_s
     finally:
         device.delete(name)
-    return int(size_bytes / passed_s) if passed_s > 0 else None
+    if reading_s <= 0 or writing_s <= 0:
+        return None
+    return Rates(read=int(size_bytes / reading_s), write=int(size_bytes / writing_s))

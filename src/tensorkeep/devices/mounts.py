@@ -42,15 +42,24 @@ def durability_of(path: str) -> Durability:
     Raises:
         OSError: the path can't be looked at.
     """
+    mount = mount_of(path)
+    return "durable" if mount is not None and is_durable(mount) else "soft"
+
+
+def mount_of(path: str) -> Mount | None:
+    """Return the mount that holds an existing path, or None where the mount table can't be read or does not tell.
+
+    Raises:
+        OSError: the path can't be looked at.
+    """
     resolved = os.path.realpath(path)
     device_number = os.stat(resolved).st_dev
     try:
         with open(MOUNT_TABLE, "rb") as table:
             mounts = parse_mounts(os.fsdecode(table.read()))
     except OSError:
-        return "soft"
-    mount = find_mount(mounts, resolved, device_number)
-    return "durable" if mount is not None and is_durable(mount) else "soft"
+        return None
+    return find_mount(mounts, resolved, device_number)
 
 
 def is_durable(mount: Mount) -> bool:

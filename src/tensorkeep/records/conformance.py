@@ -1,7 +1,7 @@
 """What is kept of a check of a device: whether it may be one, and flags of what may differ between good devices.
 
 A store that calls itself S3-compatible is not believed: ranges, truncated uploads and lost listings decide whether bytes can
-be trusted to it, so every device is asked (``docs/object-stores.md``).
+be trusted to it, so every device is asked (``docs/device-check.md``).
 """
 
 from typing import Literal

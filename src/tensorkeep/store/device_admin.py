@@ -1,12 +1,13 @@
-"""Adding devices, and giving up lost ones."""
+"""Adding devices, checking them, and giving up lost ones."""
 
 import msgspec
 
 from tensorkeep.catalog.protocol import DeviceHead
-from tensorkeep.devices.bandwidth import measure_bandwidth
+from tensorkeep.devices.conformance import check_place
 from tensorkeep.devices.opening import normalize_url, open_device, same_place
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, Unavailable
+from tensorkeep.records.conformance_report import ConformanceReport
 from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identity
 from tensorkeep.records.names import check_device_name
 from tensorkeep.store.context import StoreContext
@@ -50,19 +51,32 @@ def add_device(
                     f"{facts.url} is the device {facts.name} already: choose another place", device=name
                 )
         device = open_device(canonical, runtime=context.runtime, rate_limit_bytes_per_s=rate_limit)
-        _claim_place(context, name, canonical, device, {facts.id for facts in present})
+        claimed = _is_ours(context, name, canonical, device, {facts.id for facts in present})
+        report = check_place(
+            canonical,
+            runtime=context.runtime,
+            form="short",
+            name=name,
+            rate_limit_bytes_per_s=rate_limit,
+            rates=bandwidth is None,
+        )
+        if report.refusal is not None:
+            raise report.refusal
+        # Only now: a place without the layout's folders can't be listed, and one that is refused is left as it was.
         device.prepare()
-        measured = bandwidth or measure_bandwidth(device, runtime=context.runtime)
+        if not claimed:
+            _check_empty(name, canonical, device)
         facts = DeviceFacts(
             id=new_ulid(context.runtime),
             name=name,
             url=canonical,
             zone=zone or name,
-            durability=device.durability,
+            durability=report.durability,
             capacity=capacity,
-            bandwidth=measured,
+            bandwidth=bandwidth or report.conformance.read_rate,
             rate_limit=rate_limit,
             untrusted=untrusted,
+            conformance=report.conformance,
         )
         info = context.catalog.info()
         write_identity(device, facts.id, store=info.store, epoch=info.epoch, runtime=context.runtime)
@@ -99,32 +113,82 @@ def lose_device(context: StoreContext, name: str) -> DeviceFacts:
     return new
 
 
-def _claim_place(context: StoreContext, name: str, url: str, device: Device, known: set[str]) -> None:
-    """Return if a place is free to become a device, prepared: nothing there, or what an `add_device` left that was killed."""
+def check_device(context: StoreContext, place: str) -> ConformanceReport:
+    """Return what a device, or a place that is none yet, can do; see `DeviceCollection.check`."""
+    facts = _find_device(context, place)
+    if facts is None:
+        return check_place(normalize_url(place), runtime=context.runtime, form="full")
+    if context.read_only:
+        raise PermissionDenied(
+            f"the store {context.place.shown} can't be written: check {facts.url}", device=facts.name
+        )
+    if facts.state == "lost":
+        raise InvalidInput(
+            f"device {facts.name} is given up: check its disk by its URL, {facts.url}", device=facts.name
+        )
+    problem = next(member.problem for member in context.fleet.members() if member.facts.id == facts.id)
+    if problem is not None:
+        raise problem
+    report = check_place(
+        facts.url, runtime=context.runtime, form="full", name=facts.name, rate_limit_bytes_per_s=facts.rate_limit
+    )
+    _keep(context, facts, report)
+    return report
+
+
+def _find_device(context: StoreContext, place: str) -> DeviceFacts | None:
+    """Return the device of that name or at that place, None for another place.
+
+    Raises:
+        NotFound: it is a name, and no device has it.
+    """
+    present = context.catalog.list_devices()
+    if found := next((facts for facts in present if facts.name.casefold() == place.casefold()), None):
+        return found
+    if "/" not in place:
+        raise NotFound(f"no device {place!r}: `tensorkeep device ls` lists them", device=place)
+    url = normalize_url(place)
+    return next((facts for facts in present if facts.state == "active" and same_place(facts.url, url)), None)
+
+
+def _keep(context: StoreContext, facts: DeviceFacts, report: ConformanceReport) -> None:
+    """Keep a check's result with its device, and its class where it passed: the mount may be another than it was."""
+    durability = report.durability if report.ok else facts.durability
+    new = msgspec.structs.replace(facts, conformance=report.conformance, durability=durability)
+    record_change(
+        context,
+        lambda heads: context.catalog.change_device(facts, new, heads=heads, now=context.runtime.clock.now()),
+    )
+
+
+def _is_ours(context: StoreContext, name: str, url: str, device: Device, known: set[str]) -> bool:
+    """Return whether a place is what an `add_device` of this store left that was killed; False where it is nobody's."""
     data = _find_identity(device)
-    if data is not None:
-        identity = decode_identity(data, device=name)
-        if identity.store != context.catalog.info().store:
-            raise InvalidInput(
-                f"{url} belongs to another store ({identity.store}): give an empty folder", device=name, url=url
-            )
-        if identity.device in known:
-            raise InvalidInput(
-                f"{url} holds a device that this store has given up or knows under another name: give an empty folder",
-                device=name,
-                url=url,
-            )
-        if next(device.iter_objects(""), None) is not None:
-            raise InvalidInput(
-                f"{url} holds objects of this store and is a device that this catalog does not know: the catalog is an old "
-                f"copy, or its last rebuild missed it. Run `tensorkeep rebuild-catalog --force --from {url}`, or give an "
-                "empty folder",
-                device=name,
-                url=url,
-            )
-        return
-    # Only now: a place without the layout's folders can't be listed, and one with an identity must not be touched.
-    device.prepare()
+    if data is None:
+        return False
+    identity = decode_identity(data, device=name)
+    if identity.store != context.catalog.info().store:
+        raise InvalidInput(
+            f"{url} belongs to another store ({identity.store}): give an empty folder", device=name, url=url
+        )
+    if identity.device in known:
+        raise InvalidInput(
+            f"{url} holds a device that this store has given up or knows under another name: give an empty folder",
+            device=name,
+            url=url,
+        )
+    if next(device.iter_objects(""), None) is not None:
+        raise InvalidInput(
+            f"{url} holds objects of this store and is a device that this catalog does not know: the catalog is an old "
+            f"copy, or its last rebuild missed it. Run `tensorkeep rebuild-catalog --force --from {url}`, or give an "
+            "empty folder",
+            device=name,
+            url=url,
+        )
+    return True
+
+
+def _check_empty(name: str, url: str, device: Device) -> None:
     if next(device.iter_objects(""), None) is not None:
         raise InvalidInput(f"{url} holds objects but no {IDENTITY_NAME}: give an empty folder", device=name, url=url)
 

@@ -8,6 +8,7 @@ the same as *absent*: nothing is deleted or called lost because of it.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tensorkeep.catalog.protocol import Catalog, DeviceHead
 from tensorkeep.devices.opening import open_device
@@ -51,6 +52,18 @@ class Member:
         return self.device is not None and self.problem is None
 
 
+class _Handle(NamedTuple):
+    """What an open device hangs on. All else of a row may change, and the open one still knows what is not durable yet."""
+
+    device: str
+    url: str
+    rate_limit: int | None
+
+
+def _handle(facts: DeviceFacts) -> _Handle:
+    return _Handle(facts.id, facts.url, facts.rate_limit)
+
+
 class Fleet:
     """All active devices of a store. Thread safe."""
 
@@ -59,7 +72,7 @@ class Fleet:
         self._runtime = runtime
         self._opener = opener
         self._lock = threading.Lock()
-        self._opened: dict[DeviceFacts, Device] = {}
+        self._opened: dict[_Handle, Device] = {}
         self._checked: set[str] = set()
 
     def members(self) -> list[Member]:
@@ -119,8 +132,8 @@ class Fleet:
         """Close what is known of a device, so that its next use opens and checks it again."""
         with self._lock:
             self._checked.discard(device_id)
-            for facts in [facts for facts in self._opened if facts.id == device_id]:
-                del self._opened[facts]
+            for handle in [handle for handle in self._opened if handle.device == device_id]:
+                del self._opened[handle]
 
     def _distrust(self, device_id: str) -> None:
         # The handle stays: it knows whether an fsync failed, and what it has not made durable yet.
@@ -129,13 +142,13 @@ class Fleet:
 
     def _member(self, facts: DeviceFacts) -> Member:
         with self._lock:
-            device = self._opened.get(facts)
+            device = self._opened.get(_handle(facts))
             checked = facts.id in self._checked
         try:
             if device is None:
                 device = self._opener(facts, self._runtime)
                 with self._lock:
-                    device = self._opened.setdefault(facts, device)
+                    device = self._opened.setdefault(_handle(facts), device)
             if not checked:
                 self._check_identity(facts, device)
                 with self._lock:

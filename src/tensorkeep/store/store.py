@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tensorkeep.errors import AlreadyExists
+from tensorkeep.records.conformance_report import ConformanceReport
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.names import parse_revision
 from tensorkeep.store import device_admin, gc, revisions, usage
@@ -71,7 +72,8 @@ class DeviceCollection:
             untrusted: loads check whole digests (BLAKE3) instead of block checks.
 
         Raises:
-            InvalidInput: an unknown URL scheme, an illegal name, another store's device.
+            InvalidInput: an unknown URL scheme, an illegal name, another store's device, a place that failed the short
+                form of `check`. It is left as it was.
             AlreadyExists: the name or the place is a device already.
         """
         facts = device_admin.add_device(
@@ -86,6 +88,23 @@ class DeviceCollection:
         )
         self._context.place.write_note(self._context.catalog)
         return facts
+
+    def check(self, place: str) -> ConformanceReport:
+        """Ask a device everything that a store needs of it, and keep what was found with it; look at ``ok`` of the report.
+
+        What it holds is left alone, the place as it was. A folder whose mount has become another gets another durability.
+
+        Args:
+            place: the name of a device; or a URL or an absolute path, of which nothing is kept where it is no device.
+
+        Raises:
+            NotFound: there is no such device.
+            Unavailable: it does not answer, or is not the device that the catalog means.
+        """
+        report = device_admin.check_device(self._context, place)
+        if report.name is not None:
+            self._context.place.write_note(self._context.catalog)
+        return report
 
     def list(self) -> list[DeviceStatus]:
         """Return every device with what it holds, lost ones too."""

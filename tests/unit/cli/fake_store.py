@@ -7,6 +7,7 @@ from typing import Any, Self
 from tensorkeep.cli.session import Doors
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.conformance import Conformance
+from tensorkeep.records.conformance_report import ConformanceReport, ProbeResult
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.join_file import JoinReport
 from tensorkeep.store.known_names import KnownNames
@@ -66,6 +67,32 @@ FACTS = DeviceFacts(
         write_p50_us=1900,
         write_p99_us=12_000,
     ),
+)
+CHECK = ConformanceReport(
+    name="nvme0",
+    url="file:///mnt/nvme0",
+    durability="durable",
+    free_bytes=10**12,
+    probes=(
+        ProbeResult("fsync", "passed", "files and folders can be synced", {"file_seconds": 0.002}, 0.01),
+        ProbeResult("clock", "not_applicable", "not asked of folders", {}, 0.0),
+    ),
+    conformance=FACTS.conformance or Conformance(checked_at="", form="full", verdict="accepted"),
+    seconds=1.5,
+)
+REFUSED = ConformanceReport(
+    name=None,
+    url="s3://weights?endpoint=http://127.0.0.1:9000",
+    durability="durable",
+    free_bytes=None,
+    probes=(ProbeResult("http_ranges", "failed", "it ignores ranges", {}, 0.01, "invalid_input"),),
+    conformance=Conformance(
+        checked_at="2026-01-02T03:04:05.678901Z",
+        form="full",
+        verdict="refused",
+        refusal="http_ranges: it ignores ranges",
+    ),
+    seconds=0.5,
 )
 DEVICE = DeviceStatus(
     facts=FACTS, problem=None, objects=12, bytes=1_500_000_000, bad_objects=0, free_bytes=10**12, journal_behind=0
@@ -268,6 +295,7 @@ class FakeStore:
     def __post_init__(self) -> None:
         self.answers = {
             "devices.add": FACTS,
+            "devices.check": CHECK,
             "devices.list": [DEVICE, DOWN_DEVICE],
             "devices.lost": FACTS,
             "plan": FORECAST,
@@ -326,7 +354,10 @@ class FakeStore:
     @property
     def devices(self) -> Any:
         return SimpleNamespace(
-            add=self._door("devices.add"), list=self._door("devices.list"), lost=self._door("devices.lost")
+            add=self._door("devices.add"),
+            check=self._door("devices.check"),
+            list=self._door("devices.list"),
+            lost=self._door("devices.lost"),
         )
 
     def model(self, spec: str) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,12 +12,15 @@ from tensorkeep.store.reports import Diff, GcReport, TensorChange, TensorStats, 
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import (
     DAMAGE,
+    DEVICE,
+    FACTS,
     FORECAST,
     LOAD_REPORT,
     MODEL,
     NEW_ID,
     OLD_ID,
     PUSH_REPORT,
+    REFUSED,
     VERSION,
     problem_report,
 )
@@ -550,6 +554,45 @@ def test_a_folder_given_as_a_device_is_made_absolute(run: Run, text: str) -> Non
 def test_device_ls_shows_urls_only_when_asked(run: Run) -> None:
     assert "file:///mnt/nvme0" not in run("device", "ls").out
     assert "file:///mnt/nvme0" in run("device", "ls", "-v").out
+
+
+def test_device_ls_shows_what_checks_found_when_asked(run: Run) -> None:
+    assert "ext4" not in run("device", "ls").out
+    shown = run("device", "ls", "-v").out
+    for text in (
+        "2026-01-02T03:04:05Z, short form: accepted",
+        "ext4",
+        "exact",
+        "read 0.09 ms (p99 0.20 ms), durable write 1.90 ms",
+    ):
+        assert text in shown
+
+
+def test_a_device_that_its_last_check_refused_is_marked_so(run: Run) -> None:
+    refused = dataclasses.replace(DEVICE, facts=msgspec.structs.replace(FACTS, conformance=REFUSED.conformance))
+    ran = run("device", "ls", devices__list=[refused])
+    assert "refused by its last check (http_ranges: it ignores ranges)" in ran.out
+
+
+def test_device_check_shows_every_probe_and_exits_with_0_where_all_is_well(run: Run) -> None:
+    ran = run("device", "check", "nvme0")
+    assert ran.code == 0
+    assert ran.call == ("devices.check", ("nvme0",), {})
+    for text in ("files and folders can be synced", "not applicable", "may be a device, durable", "file:///mnt/nvme0"):
+        assert text in ran.out
+
+
+def test_device_check_of_a_refused_place_says_why_and_exits_with_the_code_of_the_first_failure(run: Run) -> None:
+    ran = run("device", "check", "s3://weights", devices__check=REFUSED)
+    assert ran.code == 2
+    assert "REFUSED: http_ranges: it ignores ranges" in ran.out
+    ran = run("device", "check", "s3://weights", "--json", devices__check=REFUSED)
+    assert (ran.code, ran.document["ok"]) == (2, False)
+
+
+def test_a_folder_to_check_is_made_absolute_and_a_name_is_not(run: Run) -> None:
+    assert run("device", "check", "./disk0").call[1] == (str(Path.cwd() / "disk0"),)
+    assert run("device", "check", "disk0").call[1] == ("disk0",)
 
 
 def test_init_takes_its_place_and_policy(run: Run) -> None:

@@ -17,10 +17,11 @@ from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import DAMAGE, DIFF, LOAD_REPORT, MODEL, problem_report
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
-OPEN = ("aliases", "device_bytes", "branches", "tags", "metadata")
+OPEN = ("aliases", "facts", "device_bytes", "branches", "tags", "metadata")
 """Objects whose keys are names, not promises."""
 
 SHARED = {
+    "device check → conformance": "device add → conformance",
     "device lost → conformance": "device add → conformance",
     "device ls → devices[] → conformance": "device add → conformance",
     "status → devices[] → conformance": "device add → conformance",
@@ -37,6 +38,7 @@ SHARED = {
 COMMANDS = {
     "init": ("init", "./store"),
     "device add": ("device", "add", "nvme0", "file:///mnt/nvme0"),
+    "device check": ("device", "check", "nvme0"),
     "device ls": ("device", "ls"),
     "device lost": ("device", "lost", "nvme0", "--yes"),
     "plan": ("plan", "./llama", MODEL),

@@ -12,9 +12,12 @@ from tensorkeep.cli.documents import device_document
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.suggestions import suggest_devices
 from tensorkeep.cli.tables import Block, Facts, Table
-from tensorkeep.cli.units import human_rate, human_size, parse_rate, parse_size
+from tensorkeep.cli.units import human_duration, human_rate, human_size, parse_rate, parse_size
+from tensorkeep.errors import ERROR_TABLE
 
 if TYPE_CHECKING:
+    from tensorkeep.records.conformance import Conformance
+    from tensorkeep.records.conformance_report import ConformanceReport
     from tensorkeep.records.device import DeviceFacts
     from tensorkeep.store.reports import DeviceStatus
 
@@ -57,7 +60,7 @@ def add(
         bool, typer.Option("--untrusted", help="Check what it gives by cryptographic digest.")
     ] = False,
 ) -> None:
-    """Add a device; its bandwidth is measured, unless it is given."""
+    """Add a device. The place is checked first, and refused if it can't be trusted; its bandwidth is measured, unless given."""
     with session.store() as store:
         facts = store.devices.add(
             name,
@@ -74,7 +77,9 @@ def add(
 def ls(
     session: Session,
     *,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show ids, URLs, limits and durability.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show ids, URLs, limits, durability, and what checks found.")
+    ] = False,
 ) -> None:
     """List the devices, and what they hold."""
     with session.store() as store:
@@ -87,6 +92,27 @@ def ls(
         return listed
 
     session.show({"devices": [device_document(status) for status in statuses]}, blocks)
+
+
+def check(
+    session: Session,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|URL", help="A device, or a place that is none yet.", autocompletion=suggest_devices
+        ),
+    ],
+) -> None:
+    """Ask a device, or a place that may become one, everything that a store needs of it.
+
+    It works in a folder of its own, which is removed: what the device holds is left alone. What was found of a device is kept, and
+    shown by `device ls -v`. The exit code is that of the first thing that is wrong.
+    """
+    with session.store() as store:
+        report = store.devices.check(place if "/" not in place else device_url(place))
+    session.show(report, lambda: check_blocks(report))
+    if report.refusal is not None:
+        raise typer.Exit(ERROR_TABLE[report.refusal.code].exit_code)
 
 
 def lost(
@@ -102,6 +128,11 @@ def lost(
     with session.store() as store:
         facts = store.devices.lost(name)
     session.show(facts, lambda: [f"device {facts.name} is given up; push its models again to restore lost copies"])
+
+
+def _refusal(facts: "DeviceFacts") -> str:
+    found = facts.conformance
+    return f"refused by its last check ({found.refusal})" if found and found.verdict == "refused" else ""
 
 
 def device_url(text: str) -> str:
@@ -139,11 +170,61 @@ def note_on(status: "DeviceStatus") -> str:
     """Return what is wrong with a device, or remarkable."""
     notes = [
         status.problem if status.problem and status.facts.state != "lost" else "",
+        _refusal(status.facts),
         f"{status.bad_objects:,} damaged" if status.bad_objects else "",
         f"journal {status.journal_behind:,} behind" if status.journal_behind else "",
         "soft: its copies do not count" if status.facts.durability == "soft" else "",
     ]
     return "; ".join(note for note in notes if note)
+
+
+def check_blocks(report: "ConformanceReport") -> list[Block]:
+    """Return a check's probes, and what they add up to."""
+    rows = [
+        (
+            probe.name,
+            probe.outcome.replace("_", " "),
+            human_duration(probe.seconds) if probe.seconds else "",
+            probe.detail,
+        )
+        for probe in report.probes
+    ]
+    passed = f"may be a device, {report.durability}"
+    return [
+        Table(("PROBE", "RESULT", ">TIME", "FOUND"), rows),
+        Facts(
+            [
+                ("checked", report.url if report.name is None else f"{report.name} ({report.url})"),
+                *conformance_pairs(report.conformance)[1:],
+                ("time", human_duration(report.seconds)),
+                ("result", passed if report.ok else f"REFUSED: {report.conformance.refusal}"),
+            ]
+        ),
+    ]
+
+
+def conformance_pairs(found: "Conformance") -> list[tuple[str, str | None]]:
+    """Return what is kept of a check, first of all when it was and what came of it."""
+    small = [
+        f"{what} {median / 1000:.2f} ms (p99 {slow / 1000:.2f} ms)"
+        for what, median, slow in (
+            ("read", found.read_p50_us, found.read_p99_us),
+            ("durable write", found.write_p50_us, found.write_p99_us),
+        )
+        if median is not None and slow is not None
+    ]
+    sums = found.refused_checksums
+    return [
+        ("checked", f"{found.checked_at[:19]}Z, {found.form} form: {found.refusal or found.verdict}"),
+        ("file system", found.file_system),
+        ("create only", found.conditional_create),
+        ("compare and swap", found.compare_and_swap),
+        ("wrong checksums", None if sums is None else f"refused: {', '.join(sums) or 'none'}"),
+        ("clock", None if found.clock_offset_s is None else f"{found.clock_offset_s:+d} s"),
+        ("4 KiB", ", ".join(small) or None),
+        ("one writer", None if found.write_rate is None else human_rate(found.write_rate)),
+        ("one reader", None if found.read_rate is None else human_rate(found.read_rate)),
+    ]
 
 
 def device_facts(facts: "DeviceFacts", label: str) -> Facts:
@@ -159,5 +240,6 @@ def device_facts(facts: "DeviceFacts", label: str) -> Facts:
             ("bandwidth", None if facts.bandwidth is None else human_rate(facts.bandwidth)),
             ("rate limit", None if facts.rate_limit is None else human_rate(facts.rate_limit)),
             ("untrusted", "yes: checked by digest" if facts.untrusted else None),
+            *(conformance_pairs(facts.conformance) if facts.conformance else ()),
         ]
     )
