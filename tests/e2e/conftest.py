@@ -77,15 +77,29 @@ def shared_workshop(tmp_path_factory: pytest.TempPathFactory, backend: Backend) 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what makes stores on each backend that was asked for."""
+    """Have what makes stores be there once for each backend that it is about."""
     if "backend" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--backend") or ["sqlite-local"]
-        if own := metafunc.definition.get_closest_marker("backends"):
-            names = [name for name in names if name in own.args]
+        own = metafunc.definition.get_closest_marker("backends")
         parameters = [
-            pytest.param(name, marks=[getattr(pytest.mark, mark) for mark in BACKENDS[name]]) for name in names
+            pytest.param(name, marks=[getattr(pytest.mark, mark) for mark in BACKENDS[name]])
+            for name in (own.args if own else BACKENDS)
         ]
         metafunc.parametrize("backend", parameters, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the backends that were asked for."""
+    wanted = config.getoption("--backend") or ["sqlite-local"]
+    kept, left_out = [], []
+    for item in items:
+        (kept if _backend_of(item) in {None, *wanted} else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+def _backend_of(item: pytest.Item) -> str | None:
+    called = getattr(item, "callspec", None)
+    return None if called is None else called.params.get("backend")
 
 
 class Models(NamedTuple):

@@ -66,6 +66,7 @@ def test_the_names_are_those_of_the_store(named: Workshop) -> None:
         read_known_names(named.folder / "broken")
 
 
+@pytest.mark.backends("sqlite-local", "mixed")  # a shell does not wait for a database: no names of stores in PostgreSQL
 def test_each_shell_gets_the_names_of_the_store_and_nothing_is_written(
     named: Workshop, command_line: CommandLine
 ) -> None:

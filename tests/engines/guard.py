@@ -2,8 +2,8 @@
 
 A test run may end by any signal, kill -9 too, and then nothing of it can clean up. So each server is the child of a guard, a
 process that outlives the run for a moment: it waits for the owner (by a pidfd, which no later process with the same number can
-fool), for the server, and for SIGTERM, and whichever comes first, it leaves with the server ended. The last guard of an owner
-that is gone removes what the owner would have removed. Killed itself, it takes the server along: the kernel signals the child.
+fool), for the server, and for SIGTERM, and whichever comes first, it leaves with the server ended. The last guard to
+leave removes the folder, unless a test ended the server. Killed itself, it takes the server along: the kernel signals the child.
 
 Usage: ``guard.py JSON`` with the fields of `Order`; prints the process numbers of guard and server, and returns at once.
 """
@@ -42,7 +42,13 @@ def main(order: Order) -> None:
     if os.fork():
         os._exit(0)  # who started this waits for its output, not for it
     os.setsid()
-    signal.signal(signal.SIGTERM, _leave)
+    told: list[int] = []
+
+    def leave(number: int, _: object) -> None:
+        told.append(number)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
     mine = guards / str(os.getpid())
     mine.touch()
     try:
@@ -57,8 +63,8 @@ def main(order: Order) -> None:
     finally:
         _end(server, order.stop_signal)
         mine.unlink(missing_ok=True)
-    if _is_over(owner) and not any(guards.iterdir()):
-        shutil.rmtree(order.folder, ignore_errors=True)
+        if (told or _is_over(owner)) and not any(guards.iterdir()):
+            shutil.rmtree(order.folder, ignore_errors=True)
 
 
 def _start(order: Order) -> "subprocess.Popen[bytes]":
@@ -108,10 +114,6 @@ def _end(server: "subprocess.Popen[bytes]", stop_signal: int) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-
-
-def _leave(number: int, _: object) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -213,8 +213,10 @@ def end_all(folder: Path) -> None:
             os.kill(guard, signal.SIGTERM)
         except ProcessLookupError:
             continue
-    wait_until_gone(guards)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        wait_until_gone(guards, limit_s=120)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_guard(pid: int) -> bool:

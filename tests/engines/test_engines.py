@@ -46,7 +46,12 @@ class HangingRun:
             text=True,
         )
         self.folder = Path(tempfile.gettempdir(), f"tensorkeep-run-{self.process.pid}")
-        self._wait_for(told)
+        try:
+            self._wait_for(told)
+        except BaseException:
+            self.process.kill()
+            self.process.communicate()
+            raise
         self.guards = [int(path.name) for path in (self.folder / "guards").iterdir()]
         self.servers = [
             int(pid) for one in self.guards for pid in Path(f"/proc/{one}/task/{one}/children").read_text().split()
@@ -58,7 +63,7 @@ class HangingRun:
         for descriptor in (reader, os.pidfd_open(self.process.pid)):
             poll.register(descriptor, select.POLLIN)
         poll.poll(120_000)
-        assert os.read(reader, 100) == b"ready", self.process.communicate()[0]
+        assert os.read(reader, 100) == b"ready"
 
     def end(self, number: signal.Signals) -> None:
         """Send a signal; return when the guards and the servers are gone."""
