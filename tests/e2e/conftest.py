@@ -90,7 +90,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the backends that were asked for."""
     wanted = config.getoption("--backend") or ["sqlite-local"]
-    kept, left_out = [], []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         (kept if _backend_of(item) in {None, *wanted} else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
