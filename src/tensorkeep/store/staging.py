@@ -96,8 +96,10 @@ class StagingQueue:
         return taken
 
     def _run(self, tickets: Sequence[_Ticket], stored: Sequence[Location]) -> None:
+        unrecorded = list(stored)
         try:
             answers, late = self._transact(tickets, [location.id for location in stored])
+            unrecorded = []
             with self._changed:
                 self._late += [location for location in stored if location.id in late]
             for ticket in tickets:
@@ -114,6 +116,7 @@ class StagingQueue:
                 for ticket in tickets:
                     if not ticket.answer.done():  # a bug, or an interrupt: who waits must not wait for ever
                         ticket.answer.set_exception(Internal("the catalog's transaction for this batch was broken off"))
+                self._stored = unrecorded + self._stored  # for a later transaction: recording twice does no harm
                 self._running = False
                 self._changed.notify_all()
 

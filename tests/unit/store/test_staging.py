@@ -71,6 +71,19 @@ def test_what_was_stored_is_recorded_with_the_next_staging_and_the_rest_at_the_e
     assert world.catalog.calls == [(2, 0), (1, 2), (0, 1)]
 
 
+@pytest.mark.parametrize("error", [Unavailable("locked"), KeyboardInterrupt()])
+def test_what_a_failed_transaction_was_to_record_is_recorded_by_the_next(error: BaseException) -> None:
+    world = World()
+    world.queue.note_stored(world.stage(1))
+    world.catalog.error = error
+    with pytest.raises(type(error)):
+        world.stage(2)
+    assert world.state(1) == []
+    world.queue.record()
+    assert world.state(1) == ["stored"]
+    assert world.catalog.calls == [(1, 0), (1, 1), (0, 1)]
+
+
 def test_rows_that_gc_gave_up_meanwhile_are_told_once() -> None:
     world = World()
     rows = world.stage(1, 2)
