@@ -9,9 +9,11 @@ Each transaction begins by locking the table ``store`` in the weakest mode. Whoe
 in the strongest: so no transaction has one foot in the old catalog and one in the new.
 """
 
+import os
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet
 
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.pool import QueuePool
 
 from tensorkeep.catalog.database import MODE, Database
@@ -33,6 +35,8 @@ _POOLED = 4
 _MOST_CONNECTIONS = 32
 
 _OLDEST_SERVER = 130000  # pg_current_xact_id() and pg_xact_status() of xid8
+
+_ENGINES: WeakSet[Engine] = WeakSet()
 
 _DEFAULTS = {
     "connect_timeout": "10",
@@ -115,6 +119,7 @@ def open_database(
         connection.exec_driver_sql(_BEGIN[mode].format(key=key), execution_options={"no_parameters": True})
 
     event.listen(engine, "begin", begin)
+    _ENGINES.add(engine)
     errors = PostgresErrors(driver)
     return Database(
         engine=engine,
@@ -123,6 +128,15 @@ def open_database(
         translate=errors.translate,
         retries=ServerRetries(runtime, errors.classify),
     )
+
+
+def _forget_sessions() -> None:
+    """Let go of the sessions of the process that this one was forked from, unclosed: it goes on speaking on them."""
+    for engine in list(_ENGINES):
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_forget_sessions)
 
 
 def connect(url: PostgresUrl, driver: Any) -> "psycopg.Connection[Any]":

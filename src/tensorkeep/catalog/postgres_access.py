@@ -17,9 +17,12 @@ from tensorkeep.catalog.postgres_errors import PostgresErrors
 from tensorkeep.catalog.postgres_url import PostgresUrl
 from tensorkeep.catalog.schema import alembic_version
 from tensorkeep.catalog.schema import store as store_table
-from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, TensorkeepError
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, TensorkeepError
 from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
 from tensorkeep.runtime import Runtime
+
+# The holder of a lock is idle for as long as it needs it; the setting came with PostgreSQL 14.
+_KEEP_IDLE = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
 
 _TABLES = (alembic_version.name, store_table.name)
 
@@ -131,6 +134,7 @@ def database_lock(url: PostgresUrl, *, shared: bool) -> Iterator[None]:
     try:
         function = "pg_advisory_lock_shared" if shared else "pg_advisory_lock"
         try:
+            session.execute(_KEEP_IDLE)
             session.execute(f"SELECT {function}(%s)", [lock_key(url, "store")])
         except driver.Error as error:
             raise errors.translate(error, url.shown) from error
@@ -148,6 +152,7 @@ def _make_schema(connection: Connection, name: str) -> None:
 def _has_catalog(connection: Connection, url: PostgresUrl) -> bool:
     names = _relations(connection, url.schema)
     if any(name in names for name in _TABLES):
+        _check_usage(connection, url)
         return True
     if names:
         raise InvalidInput(
@@ -157,6 +162,18 @@ def _has_catalog(connection: Connection, url: PostgresUrl) -> bool:
             schema=url.schema,
         )
     return False
+
+
+def _check_usage(connection: Connection, url: PostgresUrl) -> None:
+    # Without it, its tables look as if they were not there.
+    query = text("SELECT has_schema_privilege(:name, 'USAGE')")
+    if not connection.execute(query, {"name": url.schema}).scalar_one():
+        raise PermissionDenied(
+            f"the role may not use the schema {url.schema!r} of {url.shown}: its owner can GRANT USAGE ON SCHEMA "
+            f"{url.schema} to it",
+            store=url.shown,
+            schema=url.schema,
+        )
 
 
 def _relations(connection: Connection, schema: str) -> Sequence[str]:
