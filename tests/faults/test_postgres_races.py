@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, event, func, select, update
 
-from tensorkeep.catalog import database, schema, sql_commit, sql_journal
+from tensorkeep.catalog import database, schema, sql_commit, sql_gc, sql_journal
 from tensorkeep.catalog.access import create_catalog, open_catalog
 from tensorkeep.catalog.protocol import Committed, Needed
 from tensorkeep.catalog.sql import SqlCatalog
@@ -181,6 +181,25 @@ def test_without_row_locks_a_commit_inside_a_collection_refers_to_what_is_condem
         answer = collect_then_commit(race)
     assert isinstance(answer, Committed)
     assert race.one.count_short([answer.version.id]) == {answer.version.id: 5}
+
+
+def test_a_collection_counts_what_policies_ask_that_came_while_it_ran(
+    race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part's only copy is found bad right after the commit of the first version: it is short, so its bytes are kept."""
+    request = race.prepare(1)
+    listing = sql_gc._next_candidates
+
+    def commit_before(connection: Connection, *rest: Any) -> Any:
+        if not race.other.list_models():
+            assert isinstance(race.other.commit(request), Committed)
+            [row] = race.other.locate([part_key(1)])[part_key(1)]
+            race.other.record_checked(good=(), bad=[row.id])
+        return listing(connection, *rest)
+
+    monkeypatch.setattr(sql_gc, "_next_candidates", commit_before)
+    assert race.collect(race.one) == 0
+    assert [row.state for row in race.one.locate([part_key(1)])[part_key(1)]] == ["bad"]
 
 
 def removals_together(race: Race) -> tuple[bool, bool, str]:

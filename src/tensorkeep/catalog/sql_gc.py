@@ -29,6 +29,8 @@ def condemn(connection: Connection, *, grace_s: float, dry_run: bool, now: datet
         last = part_ids[-1]
         if not dry_run:
             lock_parts(connection, part_ids, exclusive=True)
+            # Again: a commit that held them may have brought the first version of its policy.
+            condition = doomed(connection, grace_s=grace_s, now=now)
         rows = and_(among(connection, table.c.part_id, part_ids), condition)
         found = connection.execute(select(func.count(), func.coalesce(func.sum(table.c.length), 0)).where(rows)).one()
         count += found[0]
