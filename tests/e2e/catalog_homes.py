@@ -21,6 +21,8 @@ class CatalogHome(ABC):
     """The place of one catalog. ``location`` is what `tensorkeep.init` and ``--store`` are given."""
 
     location: str | Path
+    remembers_devices: bool
+    """Whether where the devices are is known when the catalog is lost."""
 
     @abstractmethod
     def stamp(self, revision: str) -> str:
@@ -57,6 +59,8 @@ class CatalogHome(ABC):
 
 class SqliteHome(CatalogHome):
     """A store's folder with ``catalog.sqlite`` in it."""
+
+    remembers_devices = True
 
     def __init__(self, folder: Path) -> None:
         self.location: Path = folder / "store"
@@ -101,27 +105,29 @@ class SqliteHome(CatalogHome):
 class PostgresHome(CatalogHome):
     """A database of its own."""
 
+    remembers_devices = False
+
     def __init__(self, url: str, drop: Callable[[], None]) -> None:
         self.location: str = url
         self._drop = drop
 
     def stamp(self, revision: str) -> str:
         with psycopg.connect(self.location) as connection:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            connection.execute("UPDATE alembic_version SET version_num = %s", (revision,))
+            row = connection.execute("SELECT version_num FROM tensorkeep.alembic_version").fetchone()
+            connection.execute("UPDATE tensorkeep.alembic_version SET version_num = %s", (revision,))
         assert row is not None
         return str(row[0])
 
     def lose(self) -> None:
         with psycopg.connect(self.location) as connection:
-            connection.execute("DROP SCHEMA public CASCADE")
-            connection.execute("CREATE SCHEMA public")
+            connection.execute("DROP SCHEMA tensorkeep CASCADE")
 
     def damage(self) -> None:
         with psycopg.connect(self.location) as connection:
-            for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall():
+            held = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'tensorkeep'").fetchall()
+            for (name,) in held:
                 if name != "alembic_version":
-                    connection.execute(SQL("DROP TABLE {} CASCADE").format(Identifier(name)))
+                    connection.execute(SQL("DROP TABLE {} CASCADE").format(Identifier("tensorkeep", name)))
 
     def copy_to(self, path: Path) -> None:
         path.write_text(run(_program("pg_dump"), self.location))

@@ -15,6 +15,10 @@ from tensorkeep.errors import NotFound, Unavailable
 from tests.e2e.conftest import CommandLine
 from tests.e2e.workshop import Workshop
 
+pytestmark = pytest.mark.backends(
+    "sqlite-local", "mixed"
+)  # a shell does not wait for a database: no names from PostgreSQL
+
 
 @pytest.fixture
 def named(workshop: Workshop) -> Workshop:
@@ -66,7 +70,6 @@ def test_the_names_are_those_of_the_store(named: Workshop) -> None:
         read_known_names(named.folder / "broken")
 
 
-@pytest.mark.backends("sqlite-local", "mixed")  # a shell does not wait for a database: no names of stores in PostgreSQL
 def test_each_shell_gets_the_names_of_the_store_and_nothing_is_written(
     named: Workshop, command_line: CommandLine
 ) -> None:

@@ -81,6 +81,10 @@ class Workshop:
         """Return the store as a process sees it that starts now."""
         return self._keep(tensorkeep.open(self.location, runtime=_in_environment(runtime)))
 
+    def sources(self) -> list[str]:
+        """Return the URLs of devices that a rebuild must be told: none where the store's folder remembers them."""
+        return [] if self.catalog.remembers_devices else [self.url(name) for name in self.devices]
+
     def close(self) -> None:
         """Close every store that was opened here."""
         while self._opened:
