@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 
@@ -12,8 +14,10 @@ from tensorkeep.catalog.access import create_catalog
 from tensorkeep.catalog.postgres_access import database_lock
 from tensorkeep.catalog.postgres_url import parse_postgres_url
 from tensorkeep.catalog.sql import SqlCatalog
-from tensorkeep.errors import PermissionDenied
-from tensorkeep.runtime import Runtime
+from tensorkeep.errors import PermissionDenied, Unavailable
+from tensorkeep.runtime import Failpoints, Runtime
+from tensorkeep.store.fleet import Fleet
+from tensorkeep.store.rebuild import rebuild_catalog
 from tensorkeep.testing.catalog_fixtures import STORE
 
 
@@ -65,6 +69,62 @@ def test_a_lock_outlives_the_time_that_the_server_gives_idle_sessions(
     with database_lock(parse_postgres_url(database), shared=False):
         owner.execute("SELECT pg_sleep(3)")
         assert owner.execute(held).fetchone() == (1,)
+
+
+class CutLock(Failpoints):
+    """Ends the session that holds a store's lock when a step is reached."""
+
+    def __init__(self, database: str, step: str) -> None:
+        self.database, self.step = database, step
+
+    def hit(self, name: str) -> None:
+        if name == self.step:
+            cut_lock(self.database)
+
+
+def cut_lock(database: str) -> None:
+    query = (
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    with psycopg.connect(database, autocommit=True) as session:
+        assert session.execute(query).fetchall() == [(True,)]
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[tensorkeep.Store]:
+    opened = tensorkeep.open(database)
+    yield opened
+    opened.close()
+
+
+def test_a_rebuild_that_lost_its_lock_replaces_nothing(store: tensorkeep.Store, database: str, tmp_path: Path) -> None:
+    store.devices.add("a", str(tmp_path / "a"))
+    epoch = store.status().epoch
+    quiet = Runtime()
+    cutting = Runtime(quiet.clock, quiet.randomness, quiet.workers, CutLock(database, "rebuild.listed"))
+    with pytest.raises(Unavailable, match="lock of the store"):
+        rebuild_catalog(database, sources=[str(tmp_path / "a")], force=True, runtime=cutting, user="")
+    assert store.status().epoch == epoch
+
+
+def test_a_collection_that_lost_its_lock_deletes_nothing_more(
+    store: tensorkeep.Store, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.devices.add("a", str(tmp_path / "a"))
+    store.push({"w": np.arange(1000)}, "acme/llama")
+    store.rm_model("acme/llama")
+    checking = Fleet.check_epoch
+
+    def cut_then_check(*args: Any) -> None:
+        checking(*args)
+        cut_lock(database)
+
+    monkeypatch.setattr(Fleet, "check_epoch", cut_then_check)
+    before = sorted((tmp_path / "a" / "parts").rglob("*"))
+    with pytest.raises(Unavailable, match="lock of the store"):
+        store.gc(grace_s=0)
+    assert sorted((tmp_path / "a" / "parts").rglob("*")) == before
 
 
 def test_a_role_without_rights_to_the_schema_is_told_so_and_not_to_rebuild(

@@ -17,7 +17,7 @@ from tensorkeep.catalog.postgres_errors import PostgresErrors
 from tensorkeep.catalog.postgres_url import PostgresUrl
 from tensorkeep.catalog.schema import alembic_version
 from tensorkeep.catalog.schema import store as store_table
-from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, TensorkeepError
+from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, TensorkeepError, Unavailable
 from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
 from tensorkeep.runtime import Runtime
 
@@ -119,8 +119,10 @@ def replace_in_database(url: PostgresUrl, runtime: Runtime, fill: Callable[[Conn
 
 
 @contextmanager
-def database_lock(url: PostgresUrl, *, shared: bool) -> Iterator[None]:
+def database_lock(url: PostgresUrl, *, shared: bool) -> Iterator[Callable[[], None]]:
     """Hold a store's lock on a session of its own, so that it outlives transactions; the server frees it with the session.
+
+    Yields what asks whether the session, and so the lock, is still there.
 
     Raises:
         Unavailable: the server does not answer.
@@ -138,7 +140,19 @@ def database_lock(url: PostgresUrl, *, shared: bool) -> Iterator[None]:
             session.execute(f"SELECT {function}(%s)", [lock_key(url, "store")])
         except driver.Error as error:
             raise errors.translate(error, url.shown) from error
-        yield
+
+        def check() -> None:
+            try:
+                session.execute("SELECT 1")
+            except driver.Error as error:
+                raise Unavailable(
+                    f"the session that held the lock of the store {url.shown} was lost: another process may have it now; "
+                    "try again",
+                    store=url.shown,
+                    reason="lock_lost",
+                ) from error
+
+        yield check
     finally:
         session.close()
 

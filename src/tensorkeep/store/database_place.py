@@ -10,7 +10,7 @@ from tensorkeep.catalog.postgres_url import PostgresUrl
 from tensorkeep.catalog.protocol import Catalog, CatalogImage
 from tensorkeep.errors import AlreadyExists
 from tensorkeep.runtime import Runtime
-from tensorkeep.store.place import StoreNote
+from tensorkeep.store.place import LockCheck, StoreNote
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class DatabasePlace:
         """None: a database has no folder, and clients are on many hosts."""
         return None
 
-    def lock(self, *, shared: bool) -> AbstractContextManager[None]:
+    def lock(self, *, shared: bool) -> AbstractContextManager[LockCheck]:
         """Hold the store's lock, which ends with its session."""
         return database_lock(self.url, shared=shared)
 

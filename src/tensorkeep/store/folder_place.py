@@ -23,7 +23,7 @@ from tensorkeep.errors import (
 )
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.journal import new_ulid
-from tensorkeep.store.place import StoreNote
+from tensorkeep.store.place import LockCheck, StoreNote
 from tensorkeep.store.places import CATALOG_FILE, LOCAL_DEVICE, NOTE_FILE
 
 _UNFINISHED_CATALOG = re.compile(rf"{re.escape(CATALOG_FILE)}\.[0-9A-Z]{{26}}\.new(-journal)?\Z")
@@ -51,12 +51,12 @@ class FolderPlace:
         return (self.folder / LOCAL_DEVICE).absolute()
 
     @contextmanager
-    def lock(self, *, shared: bool) -> Iterator[None]:
+    def lock(self, *, shared: bool) -> Iterator[LockCheck]:
         """Hold the folder's lock; the system frees it with the process."""
         with ExitStack() as stack:
             with _translated(self.folder):
                 stack.enter_context(_folder_lock(self.folder, shared=shared))
-            yield
+            yield lambda: None  # the system never takes it back
 
     def has_catalog(self, runtime: Runtime) -> bool:  # noqa: ARG002 - the protocol's
         """Return whether the catalog's file is there."""

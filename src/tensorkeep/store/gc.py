@@ -113,17 +113,19 @@ def _delete_rows(
 ) -> None:
     failpoints = context.runtime.failpoints
     # A rebuild waits for this lock. Without it, it could list an object that is deleted a moment later, and offer it to pushes.
-    with context.place.lock(shared=True):
+    with context.place.lock(shared=True) as check_lock:
         try:
             # A catalog that a rebuild has replaced must not delete what the new one may need.
             context.fleet.check_epoch(facts, device, sweep.epoch)
             for row in rows:
+                check_lock()
                 device.delete(row.name)
             failpoints.hit("gc.deleted")
             device.flush()
             failpoints.hit("gc.flushed")
             gone = [row for row in rows if _is_absent(device, row)]
         except TensorkeepError:
+            check_lock()
             sweep.unreachable.add(facts.name)
             return
         if context.catalog.info().epoch == sweep.epoch:  # else row numbers mean other rows now

@@ -4,6 +4,7 @@
 device. `DatabasePlace` (``database_place``) is a schema in a PostgreSQL database, which has neither.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,8 @@ from tensorkeep.errors import NotFound
 from tensorkeep.runtime import Runtime
 
 NOTE_FORMAT = 1
+
+LockCheck = Callable[[], None]
 
 
 class StoreNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,8 +43,11 @@ class Place(Protocol):
     def first_device(self) -> Path | None:
         """The folder that the first push makes a device where there is none; None: users add their own."""
 
-    def lock(self, *, shared: bool) -> AbstractContextManager[None]:
-        """Hold the store's lock: those that make, rebuild and delete take turns; shared ones hold it together."""
+    def lock(self, *, shared: bool) -> AbstractContextManager[LockCheck]:
+        """Hold the store's lock: those that make, rebuild and delete take turns; shared ones hold it together.
+
+        Yields what raises `Unavailable` where the lock was lost meanwhile: asked before each step that needs it.
+        """
 
     def has_catalog(self, runtime: Runtime) -> bool:
         """Return whether a catalog is there, whole or damaged."""

@@ -37,7 +37,7 @@ from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import UNSEEN, Fleet
 from tensorkeep.store.journal import flush_journal
 from tensorkeep.store.opening import find_place
-from tensorkeep.store.place import Place
+from tensorkeep.store.place import LockCheck, Place
 from tensorkeep.store.rebuild_devices import FoundDevices, check_quorum, find_devices, raise_epoch
 from tensorkeep.store.rebuild_journal import FoundJournal, read_journal
 from tensorkeep.store.reports import RebuildReport
@@ -51,12 +51,21 @@ def rebuild_catalog(
     started_s = runtime.clock.monotonic_s()
     place = find_place(location)
     place.prepare_rebuild()
-    with place.lock(shared=False):
-        return _rebuild(place, sources=sources, force=force, runtime=runtime, user=user, started_s=started_s)
+    with place.lock(shared=False) as check_lock:
+        return _rebuild(
+            place, check_lock, sources=sources, force=force, runtime=runtime, user=user, started_s=started_s
+        )
 
 
 def _rebuild(
-    place: Place, *, sources: Sequence[str], force: bool, runtime: Runtime, user: str, started_s: float
+    place: Place,
+    check_lock: LockCheck,
+    *,
+    sources: Sequence[str],
+    force: bool,
+    runtime: Runtime,
+    user: str,
+    started_s: float,
 ) -> RebuildReport:
     old_epoch = _check_replaceable(place, runtime, force=force)
     found = find_devices(place, sources, runtime)
@@ -72,6 +81,7 @@ def _rebuild(
     runtime.failpoints.hit("rebuild.journal_read")
     image = _make_image(found, journal)
     runtime.failpoints.hit("rebuild.listed")
+    check_lock()  # else what was listed may have been deleted since
     replaced = place.install(image, runtime)
     runtime.failpoints.hit("rebuild.catalog_installed")
     context = _open(place, runtime, user)
