@@ -124,6 +124,7 @@ def home(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = next(homes)
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
-    for name in ("TENSORKEEP_STORE", "TENSORKEEP_TOKEN", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+    own = ("TENSORKEEP_STORE", "TENSORKEEP_TOKEN", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+    for name in (*own, "COLUMNS", "LINES"):  # the last two are set by readline, wherever a process loads it
         monkeypatch.delenv(name, raising=False)
     return folder
