@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +115,8 @@ def _end(server: "subprocess.Popen[bytes]", stop_signal: int) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)  # what it forked
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """OpenStack Swift with its S3 middleware: another S3 than Ceph's, with other bugs. From PyPI, in an environment of its own.
 
-One proxy, one account, container and object server, one replica, users in the proxy's configuration. Its object server needs
+One proxy, one account, container and object server (each one process: a parent that is killed leaves its children), one
+replica, users in the proxy's configuration. Its object server needs
 a file system with user xattrs. Its create-if-absent is not atomic, and it answers If-Match with 501.
 """
 
@@ -36,7 +37,7 @@ mount_check = false
 fallocate_reserve = 0
 swift_dir = {folder}
 user = {user}
-workers = 1
+workers = 0
 log_level = WARNING
 [pipeline:main]
 pipeline = {name}-server
@@ -64,7 +65,7 @@ bind_ip = {host}
 bind_port = {port}
 swift_dir = {folder}
 user = {user}
-workers = 1
+workers = 0
 log_level = WARNING
 [pipeline:main]
 pipeline = {pipeline} proxy-server

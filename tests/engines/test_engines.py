@@ -96,6 +96,18 @@ def test_a_killed_guard_takes_its_server_along() -> None:
         wait_until_gone([postgres.server.pid])
 
 
+def test_what_a_server_forked_ends_with_it() -> None:
+    life = Life(make_folder("test"), os.getpid())
+    program = "import os, signal; print(os.getpid(), os.fork(), flush=True); signal.pause()"
+    server = Server("parent", [sys.executable, "-c", program], life=life)
+    server.start()
+    server.wait_until(lambda: len(server.log_tail().split()) == 4, limit_s=60)
+    pids = {int(word) for word in server.log_tail().split()} - {0}
+    assert len(pids) == 2
+    end_all(life.folder)
+    wait_until_gone(list(pids))
+
+
 def test_a_server_that_does_not_start_says_what_it_logged() -> None:
     life = Life(make_folder("test"), os.getpid())
     server = Server("liar", [sys.executable, "-c", "print('no port for me'); raise SystemExit(3)"], life=life)
