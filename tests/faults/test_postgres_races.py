@@ -7,16 +7,16 @@ off must lose data: else the tests would prove nothing.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, event, func, select, update
+from sqlalchemy import Connection, delete, event, func, select, update
 
-from tensorkeep.catalog import database, schema, sql_commit, sql_gc, sql_journal
+from tensorkeep.catalog import database, schema, sql_commit, sql_gc, sql_journal, sql_loose
 from tensorkeep.catalog.access import create_catalog, open_catalog
 from tensorkeep.catalog.protocol import Committed, Needed
 from tensorkeep.catalog.sql import SqlCatalog
@@ -98,6 +98,10 @@ class Race:
         self.other.end_push(session)
         head = parent.id if parent else None
         return self.scene.commit_request(session, self.model, version, parts, expected_head=head)
+
+    def remove(self, catalog: SqlCatalog, version: VersionFacts) -> None:
+        """Remove a version with its model: its last reference."""
+        catalog.remove_model(version.model, heads=(), now=self.scene.clock.now())
 
     def collect(self, catalog: SqlCatalog) -> int:
         now = self.scene.clock.now()
@@ -188,18 +192,55 @@ def test_a_collection_counts_what_policies_ask_that_came_while_it_ran(
 ) -> None:
     """A part's only copy is found bad right after the commit of the first version: it is short, so its bytes are kept."""
     request = race.prepare(1)
-    listing = sql_gc._next_candidates
+    locking = database.lock_parts
 
-    def commit_before(connection: Connection, *rest: Any) -> Any:
+    def commit_before(connection: Connection, part_ids: Sequence[int], *, exclusive: bool) -> list[int]:
         if not race.other.list_models():
             assert isinstance(race.other.commit(request), Committed)
             [row] = race.other.locate([part_key(1)])[part_key(1)]
             race.other.record_checked(good=(), bad=[row.id])
-        return listing(connection, *rest)
+        return locking(connection, part_ids, exclusive=exclusive)
 
-    monkeypatch.setattr(sql_gc, "_next_candidates", commit_before)
+    monkeypatch.setattr(sql_gc, "lock_parts", commit_before)
     assert race.collect(race.one) == 0
     assert [row.state for row in race.one.locate([part_key(1)])[part_key(1)]] == ["bad"]
+
+
+def collect_while_a_version_goes(race: Race) -> int:
+    """A collection has judged a part that two versions had; before it takes the part off the list, the last one is removed."""
+    gone, last = (race.scene.push(race.scene.model(f"acme/{name}"), [part_key(1)]) for name in ("a", "b"))
+    race.remove(race.one, gone)
+    race.gate.name = "gc.judged"
+    condemned: int
+    condemned, _ = race.interleave(lambda: race.collect(race.one), lambda: race.remove(race.other, last))
+    return condemned
+
+
+def test_a_version_removed_inside_a_collection_is_found_by_the_next(
+    race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_off(connection: Connection, rows: Sequence[int]) -> None:
+        race.gate.hit("gc.judged")
+        sql_loose.take_off(connection, rows)
+
+    monkeypatch.setattr(sql_gc, "take_off", take_off)
+    # What only the last one had comes later in the list: its metadata goes at once, the part the next time.
+    assert collect_while_a_version_goes(race) == 6
+    assert race.collect(race.one) == 1
+    assert race.one.locate([part_key(1)])[part_key(1)] == []
+
+
+def test_a_list_emptied_after_judging_hides_a_removal_from_every_collection(
+    race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty(connection: Connection, _: Sequence[int]) -> None:
+        race.gate.hit("gc.judged")
+        connection.execute(delete(schema.loose_parts))
+
+    monkeypatch.setattr(sql_gc, "take_off", empty)
+    assert collect_while_a_version_goes(race) == 3
+    assert race.collect(race.one) == 0
+    assert len(race.one.locate([part_key(1)])[part_key(1)]) == 1
 
 
 def removals_together(race: Race) -> tuple[bool, bool, str]:

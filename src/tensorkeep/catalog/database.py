@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     any_,
     bindparam,
+    literal_column,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -163,6 +164,14 @@ def among(connection: Connection, column: ColumnElement[Any], values: Sequence[A
     if connection.dialect.name == "sqlite":
         return column.in_(values)
     return column == any_(bindparam(None, list(values), type_=ARRAY(column.type), unique=True))
+
+
+def found_any(query: Select[Any]) -> ColumnElement[bool]:
+    """Return the condition that a correlated query finds a row, by one probe for each row asked about.
+
+    PostgreSQL may answer EXISTS by reading the other table whole, where it thinks that small; a subquery with a limit it can't.
+    """
+    return query.limit(literal_column("1")).scalar_subquery().is_not(None)
 
 
 def lock_parts(connection: Connection, part_ids: Sequence[int], *, exclusive: bool) -> list[int]:

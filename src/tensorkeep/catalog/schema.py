@@ -21,9 +21,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
+    text,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Migrations, oldest first; the last one is what this tensorkeep writes."""
 
 HEAD = REVISIONS[-1]
@@ -44,6 +46,9 @@ _ULID = String(26)
 _VERSION = String(40)
 _DIGEST_HEX = String(64)
 _MOMENT = String(27)
+
+_UNSETTLED = text("state IN ('staged', 'stored', 'bad')")
+_CONDEMNED = text("state = 'condemned'")
 
 alembic_version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
 """Alembic's own table, apart from the metadata: its shape is Alembic's."""
@@ -98,13 +103,13 @@ versions = Table(
     Column("id", _VERSION, nullable=False, unique=True),
     Column("model", _ULID, ForeignKey("models.id"), nullable=False, index=True),
     Column("parent", _VERSION),
-    Column("manifest", _DIGEST_HEX, nullable=False),
+    Column("manifest", _DIGEST_HEX, nullable=False, index=True),
     Column("checks", _DIGEST_HEX, nullable=False),
     Column("message", Text, nullable=False),
     Column("author", Text, nullable=False),
     Column("created_at", Text, nullable=False),
     Column("total_bytes", BigInteger, nullable=False),
-    Column("policy", Text, nullable=False),
+    Column("policy", Text, nullable=False, index=True),
     # The seq of the entry that committed it, 0 for versions that a rebuild brought back; (seq, number) is the order of commits.
     Column("seq", BigInteger, nullable=False),
     # The commit's session: a repeated request answers as the first did. None for versions that a rebuild brought back.
@@ -155,8 +160,16 @@ locations = Table(
     Column("condemned_at", _MOMENT),
     UniqueConstraint("device", "name"),
     CheckConstraint("state IN ('staged', 'stored', 'live', 'bad', 'condemned')", name="state"),
+    Index("ix_locations_unsettled", "part_id", sqlite_where=_UNSETTLED, postgresql_where=_UNSETTLED),
+    Index("ix_locations_condemned", "id", sqlite_where=_CONDEMNED, postgresql_where=_CONDEMNED),
     sqlite_autoincrement=True,
 )
+
+is_unsettled = locations.c.state.in_([literal_column(f"'{state}'") for state in ("staged", "stored", "bad")])
+"""Rows that gc looks at each time, spelled without parameters: so databases find that the partial index holds them."""
+
+is_condemned = locations.c.state == literal_column("'condemned'")
+"""The same for rows that wait to be deleted."""
 
 version_parts = Table(
     "version_parts",
@@ -167,6 +180,23 @@ version_parts = Table(
     sqlite_with_rowid=False,
 )
 """All objects of a version, metadata included: ``versions.number`` and ``parts.id``."""
+
+loose_parts = Table(
+    "loose_parts",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    Column("part_id", BigInteger, nullable=False, index=True),
+    sqlite_autoincrement=True,
+)
+"""Objects of removed versions, for gc to look at. No reference to ``parts`` and no unique key: whoever adds a row waits for nobody,
+and gc takes out just the rows that it read before it judged."""
+
+unread_versions = Table(
+    "unread_versions",
+    metadata,
+    Column("version", BigInteger, ForeignKey("versions.number"), primary_key=True, autoincrement=False),
+)
+"""Versions whose checks object a rebuild could not read: their parts are not known."""
 
 push_sessions = Table(
     "push_sessions",

@@ -1,7 +1,7 @@
 """Garbage collection in the database: condemn first, delete elsewhere, drop last. Nothing is un-condemned.
 
-What is *live* is decided here alone: an object that a version refers to. Candidates are locked in chunks and judged in a
-later statement, which sees every commit that held them before.
+What is *live* is decided here alone: an object that a version refers to. Candidates come from lists (`sql_loose`), not from a
+search; they are locked in chunks and judged in a later statement, which sees every commit that held them before.
 """
 
 from collections.abc import Sequence
@@ -10,36 +10,27 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, false, func, or_, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import CHUNK, among, chunks, lock_parts, lock_parts_of
+from tensorkeep.catalog.database import among, chunks, lock_parts, lock_parts_of
 from tensorkeep.catalog.protocol import GcSummary
-from tensorkeep.catalog.sql_owing import owed_by_version, usable_copies
+from tensorkeep.catalog.sql_loose import is_referenced, next_page, read_listing, take_off
+from tensorkeep.catalog.sql_owing import copies_owed_of, usable_copies
 from tensorkeep.catalog.sql_push import delete_unused_parts, is_unused
 from tensorkeep.records.json_text import format_time
-from tensorkeep.records.naming import ObjectKind
 
 
 def condemn(connection: Connection, *, grace_s: float, dry_run: bool, now: datetime) -> GcSummary:
     """Condemn what `doomed` says, or only count it."""
-    table = schema.locations
-    rules.refuse_unknown_structure(_unknown_versions(connection))
-    before = connection.execute(select(func.count()).where(table.c.state == "condemned")).scalar_one()
-    condition = doomed(connection, grace_s=grace_s, now=now)
+    rules.refuse_unknown_structure(_unread_versions(connection))
+    before = connection.execute(select(func.count()).where(schema.is_condemned)).scalar_one()
     count = size = last = 0
-    while part_ids := _next_candidates(connection, condition, last):
-        last = part_ids[-1]
-        if not dry_run:
-            lock_parts(connection, part_ids, exclusive=True)
-            # Again: a commit that held them may have brought the first version of its policy.
-            condition = doomed(connection, grace_s=grace_s, now=now)
-        rows = and_(among(connection, table.c.part_id, part_ids), condition)
-        found = connection.execute(select(func.count(), func.coalesce(func.sum(table.c.length), 0)).where(rows)).one()
-        count += found[0]
-        size += int(found[1])
-        if not dry_run:
-            connection.execute(update(table).where(rows).values(state="condemned", condemned_at=format_time(now)))
+    while page := next_page(connection, last):
+        last = page[-1]
+        judge = _count_page if dry_run else _condemn_page
+        lengths = judge(connection, page, grace_s, now)
+        count += len(lengths)
+        size += sum(lengths)
     if not dry_run:
         _forget_silent_sessions(connection, now)
-        connection.execute(delete(schema.parts).where(*is_unused()))
     return GcSummary(locations=count, bytes=size, condemned_before=before)
 
 
@@ -50,8 +41,8 @@ def doomed(connection: Connection, *, grace_s: float, now: datetime) -> ColumnEl
     - it is staged by a session that is not: nobody counts such a row, and its upload may have left bytes; or
     - it is bad, and its object has all the copies it owes without it.
     """
-    table, pairs, sessions = schema.locations, schema.version_parts, schema.push_sessions
-    referenced = exists().where(pairs.c.part_id == table.c.part_id)
+    table, sessions = schema.locations, schema.push_sessions
+    referenced = is_referenced(table.c.part_id)
     alive: ColumnElement[bool] = exists().where(
         sessions.c.id == table.c.session, sessions.c.heartbeat > rules.moment_before(now, grace_s)
     )
@@ -76,33 +67,54 @@ def drop(connection: Connection, locations: Sequence[int]) -> None:
         delete_unused_parts(connection, part_ids)
 
 
-def _next_candidates(connection: Connection, condition: ColumnElement[bool], after: int) -> Sequence[int]:
-    column = schema.locations.c.part_id
-    query = select(column).where(column > after, condition).distinct().order_by(column).limit(CHUNK)
+def _count_page(connection: Connection, page: Sequence[int], grace_s: float, now: datetime) -> Sequence[int]:
+    table = schema.locations
+    rows = among(connection, table.c.part_id, page), doomed(connection, grace_s=grace_s, now=now)
+    return connection.execute(select(table.c.length).where(*rows)).scalars().all()
+
+
+def _condemn_page(connection: Connection, page: Sequence[int], grace_s: float, now: datetime) -> Sequence[int]:
+    """Condemn doomed rows of these objects, forget unused objects, take them off the list; return the lengths of the rows.
+
+    The list is read before judging. An object that is not condemned now has a version, whose removal lists it again, or its rows
+    are in a state that is looked at each time.
+    """
+    table = schema.locations
+    listing = read_listing(connection, page)
+    concerned = _find_concerned(connection, page, grace_s, now)
+    lock_parts(connection, concerned, exclusive=True)
+    lengths: Sequence[int] = ()
+    if concerned:
+        # The condition again: a commit that held them may have brought the first version of its policy.
+        rows = among(connection, table.c.part_id, concerned), doomed(connection, grace_s=grace_s, now=now)
+        values = {"state": "condemned", "condemned_at": format_time(now)}
+        statement = update(table).where(*rows).values(**values).returning(table.c.length)
+        lengths = connection.execute(statement).scalars().all()
+        delete_unused_parts(connection, concerned)
+    take_off(connection, listing)
+    return lengths
+
+
+def _find_concerned(connection: Connection, page: Sequence[int], grace_s: float, now: datetime) -> list[int]:
+    """Return those of these objects that have doomed rows or are unused, as it looks without locks."""
+    table, parts = schema.locations, schema.parts
+    rows = among(connection, table.c.part_id, page), doomed(connection, grace_s=grace_s, now=now)
+    found = {*connection.execute(select(table.c.part_id).where(*rows)).scalars()}
+    unused = select(parts.c.id).where(among(connection, parts.c.id, page), *is_unused())
+    return sorted(found.union(connection.execute(unused).scalars()))
+
+
+def _unread_versions(connection: Connection) -> Sequence[str]:
+    """Return the versions without a checks object, which a rebuild could not read: their parts are not known either."""
+    unread, versions = schema.unread_versions, schema.versions
+    query = select(versions.c.id).join(unread, unread.c.version == versions.c.number)
     return connection.execute(query).scalars().all()
 
 
-def _unknown_versions(connection: Connection) -> Sequence[str]:
-    """Return the versions without a checks object, which a rebuild could not read: their parts are not known either."""
-    pairs, parts, versions = schema.version_parts, schema.parts, schema.versions
-    known = (
-        select(pairs.c.version)
-        .join(parts, parts.c.id == pairs.c.part_id)
-        .where(parts.c.kind == ObjectKind.CHECKS.value)
-    )
-    return connection.execute(select(versions.c.id).where(versions.c.number.not_in(known))).scalars().all()
-
-
-def _owed(connection: Connection) -> ColumnElement[int]:
-    pairs = schema.version_parts.alias("owing")
-    return (
-        select(func.max(owed_by_version(connection)))
-        .select_from(pairs)
-        .join(schema.versions, schema.versions.c.number == pairs.c.version)
-        .join(schema.parts, schema.parts.c.id == pairs.c.part_id)
-        .where(pairs.c.part_id == schema.locations.c.part_id)
-        .scalar_subquery()
-    )
+def _owed(connection: Connection) -> ColumnElement[int | None]:
+    parts, part_id = schema.parts, schema.locations.c.part_id
+    kind = select(parts.c.kind).where(parts.c.id == part_id).scalar_subquery()
+    return copies_owed_of(connection, part_id, kind)
 
 
 def _forget_silent_sessions(connection: Connection, now: datetime) -> None:

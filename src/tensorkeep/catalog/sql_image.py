@@ -13,8 +13,10 @@ from tensorkeep.catalog.image import check_image, object_sizes
 from tensorkeep.catalog.protocol import CatalogImage
 from tensorkeep.catalog.sql_commit import insert_version_parts
 from tensorkeep.catalog.sql_journal import append_snapshot, insert_row, read_end
+from tensorkeep.catalog.sql_loose import list_unreferenced
 from tensorkeep.catalog.sql_rows import device_values, find_part_ids, location_values, model_values, values_of
 from tensorkeep.errors import AlreadyExists
+from tensorkeep.records.naming import ObjectKind
 
 
 def load_image(connection: Connection, image: CatalogImage, now: datetime) -> int:
@@ -65,8 +67,14 @@ def _insert_objects(connection: Connection, image: CatalogImage) -> None:
     _insert_rows(connection, schema.parts, rows)
     part_ids = find_part_ids(connection, list(sizes))
     table = schema.versions
+    unread = []
     for number, version in connection.execute(select(table.c.number, table.c.id)).all():
-        insert_version_parts(connection, number, sorted({part_ids[key] for key, _ in image.objects[version]}))
+        keys = {key for key, _ in image.objects[version]}
+        insert_version_parts(connection, number, sorted(part_ids[key] for key in keys))
+        if not any(key.kind is ObjectKind.CHECKS for key in keys):
+            unread.append({"version": number})
+    _insert_rows(connection, schema.unread_versions, unread)
+    list_unreferenced(connection)
     _insert_rows(
         connection,
         schema.locations,

@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import Transaction
+from tensorkeep.catalog.database import Transaction, among, chunks, found_any
 from tensorkeep.catalog.sql_journal import append
+from tensorkeep.catalog.sql_loose import list_objects_of
 from tensorkeep.catalog.sql_rows import (
     device_values,
     find_model_where,
@@ -71,8 +72,9 @@ def get_version(connection: Connection, model: str, revision: str) -> VersionFac
             return read_versions(connection, schema.versions.c.id == version)[0]
     found = []
     if is_version_prefix(revision):
-        mine = schema.versions.c.model == model
-        found = read_versions(connection, mine, schema.versions.c.id.startswith(revision, autoescape=True))
+        table = schema.versions
+        # Of hex digits, those after the prefix sort before any "g": an index gives them, whatever else the store holds.
+        found = read_versions(connection, table.c.model == model, table.c.id >= revision, table.c.id < revision + "g")
     return rules.choose_version(found, facts, revision)
 
 
@@ -178,11 +180,16 @@ def insert_model(connection: Connection, model: ModelFacts) -> ModelChanged:
 
 
 def _delete_versions(connection: Connection, condition: Any) -> None:
-    doomed = select(schema.versions.c.number).where(condition)
-    connection.execute(delete(schema.version_parts).where(schema.version_parts.c.version.in_(doomed)))
-    connection.execute(delete(schema.versions).where(condition))
-    used = select(schema.versions.c.manifest)
-    connection.execute(delete(schema.manifests).where(schema.manifests.c.digest.not_in(used)))
+    table, manifests = schema.versions, schema.manifests
+    doomed = connection.execute(select(table.c.number, table.c.manifest).where(condition)).all()
+    numbers = [row.number for row in doomed]
+    list_objects_of(connection, numbers)
+    for chunk in chunks(numbers):
+        for column in (schema.version_parts.c.version, schema.unread_versions.c.version, table.c.number):
+            connection.execute(delete(column.table).where(among(connection, column, chunk)))
+    used = found_any(select(table.c.number).where(table.c.manifest == manifests.c.digest))
+    for chunk in chunks(sorted({row.manifest for row in doomed})):
+        connection.execute(delete(manifests).where(among(connection, manifests.c.digest, chunk), ~used))
 
 
 def _is_ref(model: str, kind: RefKind, name: str) -> Any:

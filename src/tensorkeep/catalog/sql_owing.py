@@ -1,52 +1,65 @@
 """What objects owe and what they have, as SQL: one definition for staging, gc and status."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, case, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Integer, ScalarSelect, case, cast, func, literal, null, select
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import among, chunks
+from tensorkeep.catalog.database import among, chunks, found_any
+from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_rows import read_devices
 from tensorkeep.records.device import counted_devices
 from tensorkeep.records.naming import ObjectKind
 
 
-def owed_by_version(connection: Connection) -> ColumnElement[int]:
-    """Return, as SQL over joined ``parts`` and ``versions``, how many copies an object owes to one version.
+def copies_owed_of(
+    connection: Connection, part_id: ColumnElement[int], kind: ColumnElement[str]
+) -> ColumnElement[int | None]:
+    """Return, as SQL, the most copies that versions ask of an object; null where none refers to it.
 
-    Policies are few and text: each becomes a number here, so that the database only compares.
+    Policies are few and text: each becomes a number here. The highest is asked first, and each by one probe: an object that all
+    versions of a store share costs no more than one that a single version has.
     """
-    policies = connection.execute(select(schema.versions.c.policy).distinct()).scalars().all()
+    policies = _read_policies(connection)
+    if not policies:
+        return cast(null(), Integer)
     counted = len(counted_devices(read_devices(connection)))
-    kind, policy = schema.parts.c.kind, schema.versions.c.policy
-    whens: list[tuple[Any, Any]] = []
-    for text in policies:
-        whens.append(
-            (
-                (policy == text) & (kind == ObjectKind.PART.value),
-                literal(rules.copies_owed(ObjectKind.PART, text, counted)),
-            )
-        )
-        whens.append((policy == text, literal(rules.copies_owed(ObjectKind.MANIFEST, text, counted))))
-    return case(*whens, else_=literal(0)) if whens else literal(0)
+
+    def owed(object_kind: ObjectKind) -> ColumnElement[int | None]:
+        asking: dict[int, list[str]] = {}
+        for policy in policies:
+            asking.setdefault(rules.copies_owed(object_kind, policy, counted), []).append(policy)
+        *others, lowest = sorted(asking, reverse=True)
+        whens = [(_is_asked_by(part_id, asking[number]), literal(number)) for number in others]
+        return case(*whens, (is_referenced(part_id), literal(lowest)), else_=null())
+
+    return case((kind == ObjectKind.PART.value, owed(ObjectKind.PART)), else_=owed(ObjectKind.MANIFEST))
 
 
 def read_owed(connection: Connection, part_ids: Sequence[int]) -> dict[int, int]:
     """Return the most copies that versions ask of each of these objects; objects that none refers to are left out."""
-    pairs = schema.version_parts
-    owed = func.max(owed_by_version(connection))
+    parts = schema.parts
+    owed = copies_owed_of(connection, parts.c.id, parts.c.kind)
     found: dict[int, int] = {}
     for chunk in chunks(part_ids):
-        query = (
-            select(pairs.c.part_id, owed)
-            .join(schema.versions, schema.versions.c.number == pairs.c.version)
-            .join(schema.parts, schema.parts.c.id == pairs.c.part_id)
-            .where(among(connection, pairs.c.part_id, chunk))
-            .group_by(pairs.c.part_id)
-        )
-        found.update((part_id, number) for part_id, number in connection.execute(query))
+        rows = connection.execute(select(parts.c.id, owed).where(among(connection, parts.c.id, chunk)))
+        found.update((part_id, number) for part_id, number in rows if number is not None)
     return found
+
+
+def _read_policies(connection: Connection) -> Sequence[str]:
+    """Return the policies that versions have, by walking the index from each to the next: DISTINCT would read every version."""
+    policy = schema.versions.c.policy
+    walk = select(func.min(policy).label("policy")).cte("policies", recursive=True)
+    following = select(func.min(policy)).where(policy > walk.c.policy).scalar_subquery()
+    walk = walk.union_all(select(following).select_from(walk).where(walk.c.policy.is_not(None)))
+    return connection.execute(select(walk.c.policy).where(walk.c.policy.is_not(None))).scalars().all()
+
+
+def _is_asked_by(part_id: ColumnElement[int], policies: Sequence[str]) -> ColumnElement[bool]:
+    pairs, versions = schema.version_parts, schema.versions
+    query = select(pairs.c.version).join(versions, versions.c.number == pairs.c.version)
+    return found_any(query.where(pairs.c.part_id == part_id, versions.c.policy.in_(policies)))
 
 
 def usable_copies(part_id: ColumnElement[int], *, durable_only: bool) -> ScalarSelect[int]:

@@ -3,13 +3,22 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import among, chunks, find_parts_of, insert_missing, lock_parts, lock_parts_of
+from tensorkeep.catalog.database import (
+    among,
+    chunks,
+    find_parts_of,
+    found_any,
+    insert_missing,
+    lock_parts,
+    lock_parts_of,
+)
 from tensorkeep.catalog.placing import Held, plan_staging
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.catalog.retrying import Restart
+from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_owing import read_owed
 from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of, location_values, read_devices
 from tensorkeep.records.json_text import format_time
@@ -92,11 +101,8 @@ def delete_unused_parts(connection: Connection, part_ids: Sequence[int]) -> None
 
 def is_unused() -> tuple[ColumnElement[bool], ...]:
     """Return the conditions, over ``parts``, that an object has neither rows nor versions."""
-    rows, pairs = schema.locations, schema.version_parts
-    return (
-        ~exists().where(rows.c.part_id == schema.parts.c.id),
-        ~exists().where(pairs.c.part_id == schema.parts.c.id),
-    )
+    rows, part_id = schema.locations, schema.parts.c.id
+    return ~found_any(select(rows.c.id).where(rows.c.part_id == part_id)), ~is_referenced(part_id)
 
 
 def _insert_locations(

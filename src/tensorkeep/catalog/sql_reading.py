@@ -7,7 +7,8 @@ from sqlalchemy import Connection, Select, exists, func, literal_column, select,
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import among, chunks, lock_parts_of
 from tensorkeep.catalog.protocol import DeviceUsage, Location, ObjectKey, VersionUsage
-from tensorkeep.catalog.sql_owing import owed_by_version, read_owed, usable_copies
+from tensorkeep.catalog.sql_loose import is_referenced
+from tensorkeep.catalog.sql_owing import copies_owed_of, read_owed, usable_copies
 from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of
 from tensorkeep.errors import NotFound
 from tensorkeep.records.naming import ObjectKind
@@ -49,7 +50,7 @@ def locate_all(connection: Connection, after: int, limit: int) -> list[Location]
 def list_condemned(connection: Connection, until: str, after: int, limit: int) -> list[Location]:
     """Return rows condemned at that moment or before, by id."""
     table = schema.locations
-    query = _locations().where(table.c.id > after, table.c.state == "condemned", table.c.condemned_at <= until)
+    query = _locations().where(table.c.id > after, schema.is_condemned, table.c.condemned_at <= until)
     return [location_of(row) for row in connection.execute(query.limit(limit))]
 
 
@@ -117,7 +118,7 @@ def count_short(connection: Connection, versions: Sequence[str]) -> dict[str, in
     """Return for each version how many of its objects lack copies; only non-zero, in the order asked."""
     parts, table, pairs = schema.parts, schema.versions, schema.version_parts
     wanted_pairs, wanted = pairs.alias("wanted_pairs"), table.alias("wanted")
-    owed = func.max(owed_by_version(connection))
+    owed = copies_owed_of(connection, parts.c.id, parts.c.kind)
     counts: dict[str, int] = {}
     for chunk in chunks(list(dict.fromkeys(versions))):
         asked = (
@@ -125,14 +126,7 @@ def count_short(connection: Connection, versions: Sequence[str]) -> dict[str, in
             .join(wanted, wanted.c.number == wanted_pairs.c.version)
             .where(among(connection, wanted.c.id, chunk))
         )
-        owing = (
-            select(pairs.c.part_id.label("part_id"), owed.label("owed"))
-            .join(table, table.c.number == pairs.c.version)
-            .join(parts, parts.c.id == pairs.c.part_id)
-            .where(pairs.c.part_id.in_(asked))
-            .group_by(pairs.c.part_id)
-            .subquery("owing")
-        )
+        owing = select(parts.c.id.label("part_id"), owed.label("owed")).where(parts.c.id.in_(asked)).subquery("owing")
         short = (
             select(owing.c.part_id)
             .where(usable_copies(owing.c.part_id, durable_only=False) < owing.c.owed)
@@ -151,8 +145,8 @@ def count_short(connection: Connection, versions: Sequence[str]) -> dict[str, in
 
 def record_checked(connection: Connection, good: Sequence[int], bad: Sequence[int]) -> None:
     """Note what a read found: good rows in state bad become live or stored again, live and stored ones found bad become bad."""
-    table, pairs = schema.locations, schema.version_parts
-    referenced = exists().where(pairs.c.part_id == table.c.part_id)
+    table = schema.locations
+    referenced = is_referenced(table.c.part_id)
     for numbers, states, steps in (
         (good, ("bad",), ((referenced, "live"), (~referenced, "stored"))),
         (bad, rules.USABLE, ((table.c.id.is_not(None), "bad"),)),

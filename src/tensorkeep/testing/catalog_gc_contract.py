@@ -50,6 +50,34 @@ class GcRules(CatalogFixtures):
         assert all(row.state == "condemned" for row in condemned)
         assert [key for key, _ in scene.catalog.version_objects(kept.id)][-2] == part_key(2)
 
+    def test_what_was_referred_to_when_gc_looked_is_found_when_its_last_version_goes(self, scene: Scene) -> None:
+        scene.add_device("a")
+        versions = [scene.push(scene.model(f"acme/{name}"), [part_key(1)]) for name in "abc"]
+        self.remove(scene, versions[0])
+        assert self.condemn(scene).locations == 3
+        self.remove(scene, versions[1])
+        again = scene.push(scene.model("acme/d"), [part_key(1)])
+        self.remove(scene, versions[2])
+        assert self.condemn(scene).locations == 6
+        assert scene.catalog.count_short([again.id]) == {}
+        scene.catalog.remove_model(again.model, heads=(), now=scene.clock.now())
+        assert self.condemn(scene, dry_run=True).locations == 4
+        assert self.condemn(scene, grace_s=DAY_S).locations == 4
+        assert self.condemn(scene).locations == 0
+
+    def test_a_manifest_goes_with_the_last_version_that_has_it(self, scene: Scene) -> None:
+        scene.add_device("a")
+        versions = []
+        for label in "ab":
+            model = scene.model(f"acme/{label}")
+            versions.append(version := scene.version(model, label=label))
+            session = scene.prepare(model, version, [part_key(1)])
+            body = scene.manifest_body(label.encode())
+            scene.commit(scene.commit_request(session, model, version, [part_key(1)], manifest_body=body))
+        self.remove(scene, versions[0])
+        assert scene.catalog.find_manifest(versions[0].manifest) is None
+        assert scene.catalog.find_manifest(versions[1].manifest) == scene.manifest_body(b"b")
+
     def test_condemned_rows_wait_for_the_grace_and_are_dropped_when_gone(self, scene: Scene) -> None:
         scene.add_device("a")
         catalog = scene.catalog

@@ -8,11 +8,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from tensorkeep.catalog import migrating, migrations, schema
+from tensorkeep.catalog import migrating, migrations, schema, sql_gc
 from tensorkeep.catalog.access import create_catalog, open_catalog
 from tensorkeep.catalog.database import Database, lock_statement
 from tensorkeep.catalog.sqlite import open_database
@@ -150,3 +150,47 @@ def test_every_table_and_index_can_be_told_to_postgresql() -> None:
         assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
         for index in table.indexes:
             assert "CREATE INDEX" in str(CreateIndex(index).compile(dialect=dialect))
+
+
+OLD_ROWS = """
+INSERT INTO devices (id, name, url, zone, durability, state, untrusted, flushed_seq)
+    VALUES ('d', 'd', 'file:///d', 'd', 'durable', 'active', false, 0);
+INSERT INTO models (id, name, folded, created_at) VALUES ('m', 'm', 'm', '');
+INSERT INTO versions (id, model, manifest, checks, message, author, created_at, total_bytes, policy, seq)
+    VALUES ('read', 'm', '', '', '', '', '', 0, 'replicas=1', 0), ('unread', 'm', '', '', '', '', '', 0, 'replicas=1', 0);
+INSERT INTO parts (kind, digest, size_bytes) VALUES ('checks', x'01', 1), ('part', x'02', 1), ('part', x'03', 1);
+INSERT INTO version_parts (version, part_id) VALUES (1, 1), (1, 2);
+INSERT INTO locations (part_id, device, name, form, "offset", length, state)
+    VALUES (1, 'd', 'a', 'raw', 0, 1, 'live'), (2, 'd', 'b', 'raw', 0, 1, 'live'), (3, 'd', 'c', 'raw', 0, 1, 'live');
+"""
+
+
+def test_a_migrated_catalog_lists_what_gc_has_to_look_at(tmp_path: Path) -> None:
+    database = empty_database(tmp_path)
+    with database.write() as connection:
+        migrating.upgrade(connection, revision="0002")
+        for statement in OLD_ROWS.split(";"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+        migrating.upgrade(connection)
+        assert connection.execute(text("SELECT part_id FROM loose_parts")).fetchall() == [(3,)]
+        assert connection.execute(text("SELECT version FROM unread_versions")).fetchall() == [(2,)]
+        connection.execute(text("DELETE FROM unread_versions"))
+        collected = sql_gc.condemn(connection, grace_s=0, dry_run=False, now=RUNTIME.clock.now())
+    assert (collected.locations, collected.bytes) == (1, 1)
+    database.close()
+
+
+def test_gc_finds_its_rows_by_the_partial_indexes(tmp_path: Path) -> None:
+    create_catalog(url_of(tmp_path), store=STORE, policy="replicas=1", runtime=RUNTIME).close()
+    database = open_database(str(tmp_path / "catalog.sqlite"), read_only=True)
+    column = schema.locations.c
+    with database.read() as connection:
+        for index, query in (
+            ("ix_locations_unsettled", select(column.part_id).where(column.part_id > 0, schema.is_unsettled)),
+            ("ix_locations_condemned", select(column.id).where(column.id > 0, schema.is_condemned)),
+        ):
+            statement = str(query.compile(connection))
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", (0,)).fetchall()
+            assert index in plan[0][3]
+    database.close()
