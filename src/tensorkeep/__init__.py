@@ -110,7 +110,7 @@ _LAZY = {
 def open(  # noqa: A001 - the name that the API fixed: tensorkeep.open
     location: "str | os.PathLike[str] | None" = None, *, runtime: "Runtime | None" = None
 ) -> "Store":
-    """Return the store at a location; a new one where the folder is missing or empty, or the database has none.
+    """Return the store at a location; a new one where the folder is missing or empty.
 
     Args:
         location: a folder, or ``postgresql://user@host/database``. None: ``TENSORKEEP_STORE`` of the environment, then
@@ -119,7 +119,7 @@ def open(  # noqa: A001 - the name that the API fixed: tensorkeep.open
 
     Raises:
         InvalidInput: the folder is not empty and no store.
-        NotFound: the store's catalog is gone; `rebuild_catalog` brings it back.
+        NotFound: the store's catalog is gone; `rebuild_catalog` brings it back. Or a database holds no store; `init` makes one.
     """
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
     from tensorkeep.store.opening import open_store  # noqa: PLC0415

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+import tensorkeep
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.devices import local_path
 from tensorkeep.devices.protocol import Device
@@ -90,6 +91,8 @@ class World:
         for name in self.names:
             if _SPARE and _SPARE[-1].stat().st_dev == self.folder.stat().st_dev:
                 _SPARE.pop().rename(self.place(name))
+        if self.database:
+            tensorkeep.init(self.database, replicas=self.replicas).close()
         store = self.open()
         for name in self.names:
             store.devices.add(name, str(self.place(name)), bandwidth=GIB)  # given, so that nobody measures

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tensorkeep
 from tensorkeep.devices.object_store import ObjectStoreDevice
 from tensorkeep.devices.object_store_clients import RequestLimits
 from tensorkeep.devices.object_store_url import is_object_store_url, parse_object_store_url
@@ -72,7 +73,9 @@ def opener(own_ceph: Ceph, tmp_path: Path) -> Callable[[], Store]:
 @pytest.fixture
 def database_opener(own_postgres: Postgres, tmp_path: Path) -> Callable[[], Store]:
     """Opens a store with its catalog in PostgreSQL, on two disks."""
-    open_it = open_at(own_postgres.make_database(), dict(os.environ))
+    location = own_postgres.make_database()
+    tensorkeep.init(location).close()
+    open_it = open_at(location, dict(os.environ))
     with open_it() as store:
         for name in ("a", "b"):
             store.devices.add(name, str(tmp_path / name), bandwidth=GIB)
@@ -147,7 +150,9 @@ def test_a_database_killed_again_and_again_loses_nothing(
 def test_database_gateway_and_store_killed_in_turn_lose_nothing(
     own_ceph: Ceph, own_postgres: Postgres, tmp_path: Path
 ) -> None:
-    open_it = open_at(own_postgres.make_database(), own_ceph.s3.environment())
+    location = own_postgres.make_database()
+    tensorkeep.init(location).close()
+    open_it = open_at(location, own_ceph.s3.environment())
     with open_it() as store:
         store.devices.add("ceph", own_ceph.s3.device_url("kills", tmp_path.name), bandwidth=GIB)
     pushers = Pushers(open_it, count=4)

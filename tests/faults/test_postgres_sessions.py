@@ -93,7 +93,7 @@ def cut_lock(database: str) -> None:
 
 @pytest.fixture
 def store(database: str) -> Iterator[tensorkeep.Store]:
-    opened = tensorkeep.open(database)
+    opened = tensorkeep.init(database)
     yield opened
     opened.close()
 

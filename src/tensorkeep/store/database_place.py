@@ -30,6 +30,11 @@ class DatabasePlace:
         return self.url.given
 
     @property
+    def made_by_opening(self) -> bool:
+        """False: nothing beside the schema tells a lost catalog from a store that never was."""
+        return False
+
+    @property
     def first_device(self) -> Path | None:
         """None: a database has no folder, and clients are on many hosts."""
         return None

@@ -46,6 +46,11 @@ class FolderPlace:
         return f"sqlite:///{self.folder / CATALOG_FILE}"
 
     @property
+    def made_by_opening(self) -> bool:
+        """True: an empty folder is no store that was lost (a note and devices beside the catalog would tell)."""
+        return True
+
+    @property
     def first_device(self) -> Path | None:
         """A folder inside the store's."""
         return (self.folder / LOCAL_DEVICE).absolute()

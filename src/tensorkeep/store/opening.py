@@ -37,7 +37,10 @@ def open_store(
     opener: DeviceOpener = open_by_facts,
     snapshot_every: int = JOURNAL_SNAPSHOT_EVERY,
 ) -> StoreContext:
-    """Return the store at a location; one is made where the folder is missing or empty, or the database has none.
+    """Return the store at a location; one is made where the folder is missing or empty.
+
+    A database gets one only where ``exist_ok`` is False, which is how `init` asks: there, a lost catalog looks like a store
+    that never was.
 
     ``opener`` and ``snapshot_every`` (entries between two snapshots of the journal) are for tests: other devices than the
     catalog's rows describe, and a history that is trimmed soon.
@@ -53,10 +56,14 @@ def open_store(
             raise AlreadyExists(
                 f"{place.shown} is a store already: open it, or choose another place", store=place.shown
             )
-    elif create:
+    elif create and (place.made_by_opening or not exist_ok):
         _create(place, policy or Replicas(1), runtime)
     else:
-        raise NotFound(f"{place.shown} is no store: `tensorkeep init` makes one", store=place.shown)
+        raise NotFound(
+            f"{place.shown} holds no store: `tensorkeep --store {place.shown} init` makes one; if there was one, "
+            "`tensorkeep rebuild-catalog --from URL...` brings it back from its devices",
+            store=place.shown,
+        )
     read_only = not place.may_write(runtime)
     catalog = open_catalog(place.catalog_url, runtime=runtime, read_only=read_only, snapshot_every=snapshot_every)
     cache = cache_root / catalog.info().store if cache_root else None

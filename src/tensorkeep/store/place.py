@@ -40,6 +40,10 @@ class Place(Protocol):
         """The catalog's URL; it may hold a password and is never shown."""
 
     @property
+    def made_by_opening(self) -> bool:
+        """Whether opening makes a store where none is. Not where that could hide that a catalog was lost."""
+
+    @property
     def first_device(self) -> Path | None:
         """The folder that the first push makes a device where there is none; None: users add their own."""
 
