@@ -12,6 +12,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
+from bench.catalog import catalog_figures
 from bench.figures import Figure
 from bench.mixed_devices import mixed_device_figures
 from bench.push_bars import push_figures
@@ -51,6 +52,7 @@ def main() -> None:
         *mixed_device_figures(source, words.rounds),
         *remote_figures(words.rounds, model=words.model),
         *structure_figures(words.rounds),
+        *catalog_figures(words.rounds),
     ]
     for name in ("accept-1", f"accept-{DEVICES}"):
         remove(name)

@@ -20,7 +20,7 @@ from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Stag
 from tensorkeep.catalog.retrying import Restart
 from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_owing import read_owed
-from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of, location_values, read_devices
+from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_parts, location_of, location_values, read_devices
 from tensorkeep.records.json_text import format_time
 
 
@@ -49,7 +49,6 @@ def stage(
     """Answer what exists and insert the rows of what does not; also lock the objects of rows that are recorded next."""
     keys = [rules.check_key(request.key) for request in requests]
     part_ids = _lock_objects(connection, requests, keys, stored)
-    _check_sizes(connection, requests, part_ids)
     held = _read_held(connection, session, list(part_ids.values()))
     owed = read_owed(connection, list(part_ids.values()))
     plans = plan_staging(
@@ -128,29 +127,22 @@ def _read_numbers(connection: Connection, session: str, part_ids: Sequence[int])
 def _lock_objects(
     connection: Connection, requests: Sequence[ObjectRequest], keys: Sequence[ObjectKey], stored: Sequence[int]
 ) -> dict[ObjectKey, int]:
-    """Make the rows of objects that have none, lock all of them, and return their ids."""
+    """Make the rows of objects that have none, lock all of them, refuse other sizes, and return their ids."""
     sizes = {request.key: request.size_bytes for request in reversed(requests)}
-    part_ids = find_part_ids(connection, keys)
+    found = find_parts(connection, keys)
     # In one order everywhere: two that insert the same objects in two orders would wait for each other.
-    missing = sorted(key for key in sizes if key not in part_ids)
+    missing = sorted(key for key in sizes if key not in found)
     rows = [{"kind": key.kind.value, "digest": key.digest, "size_bytes": sizes[key]} for key in missing]
     insert_missing(connection, schema.parts, rows)
-    part_ids.update(find_part_ids(connection, missing))
+    found.update(find_parts(connection, missing))
+    part_ids = {key: part_id for key, (part_id, _) in found.items()}
     others = find_parts_of(connection, stored) if stored else []
     locked = lock_parts(connection, list({*part_ids.values(), *others}), exclusive=True)
     if not {*part_ids.values()} <= {*locked}:
         raise Restart  # collected between two statements: nothing referred to it
-    return part_ids
-
-
-def _check_sizes(connection: Connection, requests: Sequence[ObjectRequest], part_ids: dict[ObjectKey, int]) -> None:
-    table = schema.parts
-    sizes: dict[int, int] = {}
-    for chunk in chunks(list(part_ids.values())):
-        rows = connection.execute(select(table.c.id, table.c.size_bytes).where(among(connection, table.c.id, chunk)))
-        sizes.update((part_id, size) for part_id, size in rows)
     for request in requests:
-        rules.check_size(request, sizes[part_ids[request.key]])
+        rules.check_size(request, found[request.key][1])
+    return part_ids
 
 
 def _read_held(connection: Connection, session: str, part_ids: Sequence[int]) -> dict[int, list[Held]]:

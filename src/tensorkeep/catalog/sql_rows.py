@@ -141,15 +141,20 @@ def read_state(connection: Connection) -> StoreState:
 
 def find_part_ids(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
     """Return the row ids of the objects that the catalog knows among these."""
+    return {key: part_id for key, (part_id, _) in find_parts(connection, keys).items()}
+
+
+def find_parts(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, tuple[int, int]]:
+    """Return the row ids and sizes of the objects that the catalog knows among these; a row's size never changes."""
     table = schema.parts
-    found: dict[ObjectKey, int] = {}
+    found: dict[ObjectKey, tuple[int, int]] = {}
     for kind in ObjectKind:
         digests = [key.digest for key in keys if key.kind is kind]
         for chunk in chunks(digests):
             rows = connection.execute(
-                select(table.c.digest, table.c.id).where(
+                select(table.c.digest, table.c.id, table.c.size_bytes).where(
                     table.c.kind == kind.value, among(connection, table.c.digest, chunk)
                 )
             )
-            found.update((ObjectKey(kind, digest), part_id) for digest, part_id in rows)
+            found.update((ObjectKey(kind, digest), (part_id, size)) for digest, part_id, size in rows)
     return found
