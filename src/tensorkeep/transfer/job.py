@@ -78,13 +78,17 @@ class Reading:
     def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
         """Read what is pending from one copy, verify it, and deliver when all is there.
 
-        What was good stays; what was not is pending for the next copy. Errors of the device become the attempt's failure;
-        errors of delivery are raised.
+        What was good stays; what was not is read once more, since a bit may have flipped on the way, before the copy is
+        blamed, and then pending for the next copy. Errors of the device become the attempt's failure; errors of delivery
+        are raised.
         """
         started = self.monotonic_s()
         if job.image is None:
             job.image, job.copied, job.scratch = lay_out(job.read, self.direct, self.scratch)
         bytes_read, failure, stopped = self._fill(job, job.image, source, device)
+        if failure and failure.kind == "corrupt":
+            more, failure, stopped = self._fill(job, job.image, source, device)
+            bytes_read += more
         ended = self.monotonic_s()
         delivered = 0 if job.pending else self._deliver(job, job.image)
         return Attempt(bytes_read, started, ended, delivered, failure, stopped)

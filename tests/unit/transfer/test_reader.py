@@ -114,6 +114,26 @@ def test_a_flipped_byte_is_served_from_the_other_copy_and_named(verify: Verify) 
         assert damage.reason == "block 1 does not fit its check"
 
 
+@pytest.mark.parametrize("verify", ["blocks", "digest"])
+def test_a_bit_that_flipped_on_the_way_is_read_again_and_no_copy_is_blamed(verify: Verify) -> None:
+    world = make_world(make_parts(1), copies=2)
+    device = world.devices["d0"]
+    world.flip("d0", 0, BLOCK_BYTES + 5)
+
+    def mend_after_the_first() -> None:
+        if len(device.reads) == 2:
+            world.flip("d0", 0, BLOCK_BYTES + 5)
+
+    device.before_read = mend_after_the_first
+    report = load(world, verify=verify)
+    assert report.damaged == ()
+    assert report.retried == 0
+    assert world.devices["d1"].reads == []
+    if verify == "blocks":
+        assert device.reads[1:] == [("p0", BLOCK_BYTES, BLOCK_BYTES)]
+    assert report.bytes_read == sum(length for _, _, length in device.reads)
+
+
 def test_only_the_bad_block_is_read_from_the_other_copy() -> None:
     world = make_world(make_parts(1), copies=2)
     world.flip("d0", 0, BLOCK_BYTES + 5)
@@ -175,7 +195,7 @@ def test_a_suspect_copy_is_read_only_when_no_other_is_left() -> None:
     got: list[bytes] = []
     read_parts(requests, lambda _, data: got.append(bytes(data)), parts=table, runtime=Runtime())
     assert got == world.parts
-    assert [len(world.devices[device].reads) for device in ("d0", "d1", "d2")] == [1, 0, 1]
+    assert [len(world.devices[device].reads) for device in ("d0", "d1", "d2")] == [2, 0, 1]  # the bad one twice
     world.flip("d2", 0, 0)
     read_parts(requests, lambda _, data: got.append(bytes(data)), parts=table, runtime=Runtime())
     assert got == world.parts * 2
