@@ -5,6 +5,7 @@ import hashlib
 import zlib
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 from tensorkeep.devices.conformance.judging import (
     Answer,
@@ -24,6 +25,9 @@ from tensorkeep.records.layout import BLOCK_BYTES
 _PROMISED_BYTES = 1_000_000
 _SENT_BYTES = 300_000
 _SECOND_LOOK_S = 0.2
+_ATTEMPTS = 4
+_ABSENT = 404
+_BUSY = frozenset({429, 500, 502, 503, 504})
 
 
 def clock(site: Site) -> Finding:
@@ -64,7 +68,7 @@ def torn_upload(site: Site) -> Finding:
     for old in (None, b"what was there before"):
         name = site.part_name()
         if old is not None:
-            _raw(site).request("PUT", name, body=old)
+            _put(site, name, old)
         _raw(site).break_off(name, data, _PROMISED_BYTES)
         for pause_s in (0.0, _SECOND_LOOK_S):
             site.runtime.clock.sleep(pause_s)
@@ -77,7 +81,7 @@ def torn_upload(site: Site) -> Finding:
 def conditional_create(site: Site) -> Finding:
     """Whether ``If-None-Match: *`` keeps a write from replacing, also where many come at once."""
     name = site.part_name()
-    _raw(site).request("PUT", name, body=b"first")
+    _put(site, name, b"first")
     second = _create(site, name, b"second")
     rounds = [_race(site) for _ in range(ROUNDS if site.full else SHORT_ROUNDS)]
     flag = create_flag(second, rounds)
@@ -92,10 +96,10 @@ def conditional_create(site: Site) -> Finding:
 def compare_and_swap(site: Site) -> Finding:
     """Whether ``If-Match`` lets a write replace only the state that it names."""
     name = site.part_name()
-    old = _tag(_raw(site).request("PUT", name, body=b"one"))
+    old = _tag(_put(site, name, b"one"))
     right = _swap(site, name, b"two", old)
     stale = _swap(site, name, b"three", old if right.ok else '"0123456789abcdef0123456789abcdef"')
-    tag = _tag(_raw(site).request("PUT", name, body=b"four"))
+    tag = _tag(_put(site, name, b"four"))
     winners = sum(answer.ok for answer in site.at_once(RACERS, lambda number: _swap(site, name, b"%d" % number, tag)))
     flag = swap_flag(right, stale, winners)
     return Finding(
@@ -134,13 +138,42 @@ def _raw(site: Site) -> RawStore:
 
 
 def _get_range(site: Site, name: str, start: int, end: int) -> Answer:
-    return _raw(site).request("GET", name, headers={"Range": f"bytes={start}-{end - 1}"})
+    return _ask(site, "GET", name, headers={"Range": f"bytes={start}-{end - 1}"})
 
 
 def _find(site: Site, name: str) -> bytes | None:
-    """Return an object's bytes, None where there is none. A HEAD alone is not believed: it may be right where a GET fails."""
-    answer = _raw(site).request("GET", name)
-    return answer.body if answer.ok else None
+    """Return an object's bytes, None where there is none. A HEAD alone is not believed: it may be right where a GET fails.
+
+    Raises:
+        Unavailable: the store answers neither way, so that nothing can be judged.
+    """
+    answer = _ask(site, "GET", name)
+    if answer.status == _ABSENT:
+        return None
+    return _done(site, "GET", name, answer).body
+
+
+def _put(site: Site, name: str, body: bytes) -> Answer:
+    """Write an object that a probe needs; raises `Unavailable` where it was not written."""
+    return _done(site, "PUT", name, _ask(site, "PUT", name, body=body))
+
+
+def _ask(
+    site: Site, method: Literal["GET", "PUT"], name: str, *, headers: dict[str, str] | None = None, body: bytes = b""
+) -> Answer:
+    """Return a store's answer, asked again while it is busy; raises `Unavailable` where it stays so: it can't be judged."""
+    for _ in range(_ATTEMPTS):
+        answer = _raw(site).request(method, name, headers=headers, body=body)
+        if answer.status not in _BUSY:
+            return answer
+        site.runtime.clock.sleep(_SECOND_LOOK_S)
+    return _done(site, method, name, answer)
+
+
+def _done(site: Site, method: str, name: str, answer: Answer) -> Answer:
+    if not answer.ok:
+        raise Unavailable(f"{method} {name} on {site.url} failed: it answers {answer.status}", device=site.url)
+    return answer
 
 
 def _create(site: Site, name: str, body: bytes) -> Answer:

@@ -62,8 +62,12 @@ def remove_objects(place: ObjectStorePlace, names: set[str], *, runtime: Runtime
     def list_keys() -> set[str]:
         return {meta["path"] for page in obstore.list(client, place.prefix) for meta in page}
 
-    keys = {f"{place.prefix}/{name}" for name in names} | (ask(list_keys) or set())
-    with runtime.workers.open_pool(_WORKERS, "check") as pool:
-        deleting = [pool.submit(ask, lambda key=key: obstore.delete(client, key)) for key in sorted(keys)]
-        for each in deleting:
-            each.result()
+    def delete(keys: set[str]) -> None:
+        with runtime.workers.open_pool(_WORKERS, "check") as pool:
+            deleting = [pool.submit(ask, lambda key=key: obstore.delete(client, key)) for key in sorted(keys)]
+            for each in deleting:
+                each.result()
+
+    # By name first: a store that lists wrongly may not list at all.
+    delete({f"{place.prefix}/{name}" for name in names})
+    delete(ask(list_keys) or set())

@@ -31,6 +31,7 @@ class StubStore:
     objects: dict[str, bytes] = field(default_factory=dict)
     deleted: dict[str, bytes] = field(default_factory=dict)
     newest: str = ""
+    asked: set[tuple[str, str]] = field(default_factory=set)
     port: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -55,6 +56,19 @@ class StubStore:
             self.objects[key] = body
             self.newest = key
             return 200
+
+    def is_busy(self, method: str, target: str) -> bool:
+        """Return whether a request by a signed URL is put off: the first of each kind for an object, or all for what is absent."""
+        url = urlsplit(target)
+        if "X-Amz-Signature" not in url.query:
+            return False
+        with self.lock:
+            first = (method, url.path) not in self.asked
+            self.asked.add((method, url.path))
+            absent = unquote(url.path).removeprefix("/bucket/") not in self.objects
+        return (first and "is_busy_at_first" in self.wrong) or (
+            absent and method == "GET" and "hides_absence" in self.wrong
+        )
 
     def list(self, prefix: str, after: str) -> tuple[list[str], bool]:
         """Return a page of keys, and whether there are more."""
@@ -116,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._answer(400)
             return
+        if self.stub.is_busy("PUT", self.path):
+            self._answer(503)
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         self._answer(self.stub.put(self._key(), body, headers), {"ETag": _tag(body)})
 
@@ -123,6 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         if parts.path.rstrip("/") == "/bucket":
             self._list({name: values[0] for name, values in parse_qs(parts.query).items()})
+            return
+        if self.stub.is_busy(self.command, self.path):
+            self._answer(503)
             return
         body = self.stub.objects.get(self._key())
         if body is None and "gives_back_deleted" in self.stub.wrong:
@@ -167,6 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(206, {"Content-Range": told, "ETag": _tag(body), **self._dated()}, piece)
 
     def _list(self, query: dict[str, str]) -> None:
+        if "check-" in query.get("prefix", "") and "lists_no_sites" in self.stub.wrong:
+            self._answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
+            return
         keys, more = self.stub.list(query.get("prefix", ""), query.get("continuation-token", ""))
         rows = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{len(self.stub.objects.get(key, b''))}</Size>"

@@ -10,7 +10,7 @@ import pytest
 import tensorkeep
 from tensorkeep.devices import normalize_url
 from tensorkeep.devices.conformance import PROBES, check_place
-from tensorkeep.errors import Integrity, InvalidInput, PermissionDenied, TensorkeepError
+from tensorkeep.errors import Integrity, InvalidInput, PermissionDenied, TensorkeepError, Unavailable
 from tensorkeep.runtime import ManualClock, Runtime
 from tests.unit.devices.conformance.stub_store import ENVIRONMENT, StubStore, running
 
@@ -113,6 +113,27 @@ def test_the_full_form_goes_on_after_a_failure_and_the_first_one_is_the_reason(s
     assert report.conformance.conditional_create == "ignored"
     assert isinstance(report.refusal, TensorkeepError)
     assert report.refusal.facts["probe"] == "delete"
+
+
+def test_what_was_written_is_removed_by_name_where_listing_is_refused(stub: MakeStub) -> None:
+    store = stub("lists_no_sites")
+    report = check_place(normalize_url(store.url), runtime=runtime(), form="short")
+    assert isinstance(report.refusal, PermissionDenied)
+    assert report.refusal.facts["probe"] == "torn_upload"
+    assert store.objects == {"team/notes": b"mine"}
+
+
+def test_a_store_that_is_busy_is_asked_again_and_not_blamed(stub: MakeStub) -> None:
+    store = stub("is_busy_at_first")
+    report = check_place(normalize_url(store.url), runtime=runtime(), form="short")
+    assert report.ok, report.refusal
+    assert store.objects == {"team/notes": b"mine"}
+
+
+def test_a_torn_upload_is_not_taken_for_gone_while_the_store_does_not_say_so(stub: MakeStub) -> None:
+    report = check_place(normalize_url(stub("hides_absence").url), runtime=runtime(), form="short")
+    assert isinstance(report.refusal, Unavailable)
+    assert report.refusal.facts["probe"] == "torn_upload"
 
 
 def test_no_secret_and_no_signature_is_in_what_a_check_says(stub: MakeStub) -> None:
