@@ -22,7 +22,7 @@ fsync = on
 synchronous_commit = on
 full_page_writes = on
 # xdist workers and what they start share it
-max_connections = 200
+max_connections = 500
 shared_buffers = 128MB
 log_min_messages = warning
 autovacuum_naptime = 5s
