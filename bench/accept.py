@@ -1,10 +1,13 @@
 """Acceptance lines that time something: each figure beside its bar, and a non-zero exit where one is not reached.
 
-python bench/accept.py [--model small] [--rounds 5]
+python bench/accept.py [--model small] [--rounds 5] [SECTION ...]
+
+Without a section all are measured. Each figure is printed when it is there, all of them again at the end.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -39,33 +42,46 @@ def striping(rounds: int) -> Figure:
     return Figure(f"load from {DEVICES} devices: rate / ({DEVICES} · rate of one)", efficiency, 0.9, "", at_least=True)
 
 
+def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], Sequence[Figure]]]:
+    return {
+        "push": lambda: push_figures(source, rounds),
+        "striping": lambda: [striping(rounds)],
+        "mixed": lambda: mixed_device_figures(source, rounds),
+        "remote": lambda: remote_figures(rounds, model=model),
+        "structure": lambda: structure_figures(rounds),
+        "catalog": lambda: catalog_figures(rounds),
+    }
+
+
 def main() -> None:
-    """Measure all figures, print them, exit with 1 where one misses its bar."""
+    """Measure figures, print them, exit with 1 where one misses its bar."""
     parser = argparse.ArgumentParser(description="hold figures to their bars")
     parser.add_argument("--model", default="small")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("sections", nargs="*", help="what to measure; all where none is named")
     words = parser.parse_args()
-    source = get_model(words.model)
-    figures = [
-        *push_figures(source, words.rounds),
-        striping(words.rounds),
-        *mixed_device_figures(source, words.rounds),
-        *remote_figures(words.rounds, model=words.model),
-        *structure_figures(words.rounds),
-        *catalog_figures(words.rounds),
-    ]
+    sections = _sections(get_model(words.model), words.rounds, words.model)
+    if unknown := set(words.sections) - sections.keys():
+        parser.error(f"unknown sections {', '.join(sorted(unknown))}: known are {', '.join(sections)}")
+    figures: list[Figure] = []
+    for name in words.sections or sections:
+        for figure in sections[name]():
+            figures.append(figure)
+            print(*_row(figure), sep=" | ", flush=True)
     for name in ("accept-1", f"accept-{DEVICES}"):
         remove(name)
     table = Table("figure", "measured", "bar", "")
     for figure in figures:
-        sign = "≥" if figure.at_least else "≤"
-        bar = "none yet" if figure.bar is None else f"{sign} {figure.bar:.2f} {figure.unit}"
-        verdict = "holds" if figure.holds else "MISSED"
-        table.add_row(
-            figure.question, f"{figure.value:.2f} {figure.unit}", bar, "measured" if figure.bar is None else verdict
-        )
+        table.add_row(*_row(figure))
     Console(width=100).print(table)
     sys.exit(not all(figure.holds for figure in figures))
+
+
+def _row(figure: Figure) -> tuple[str, str, str, str]:
+    sign = "≥" if figure.at_least else "≤"
+    bar = "none yet" if figure.bar is None else f"{sign} {figure.bar:.2f} {figure.unit}"
+    verdict = "measured" if figure.bar is None else "holds" if figure.holds else "MISSED"
+    return figure.question, f"{figure.value:.2f} {figure.unit}", bar, verdict
 
 
 if __name__ == "__main__":
