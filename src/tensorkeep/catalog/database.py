@@ -11,21 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
-    Engine,
-    Select,
-    Table,
-    any_,
-    bindparam,
-    literal_column,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, any_, bindparam, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.types import UserDefinedType
 
 from tensorkeep.catalog import schema
 from tensorkeep.catalog.retrying import Attempt, NoRetries, Retries
@@ -42,6 +32,20 @@ Mode = Literal["look", "read", "write", "alone"]
 """read: sees one moment; look: the same of what may be no catalog. write: may write; alone: one at a time, to make a catalog."""
 
 Answer = TypeVar("Answer")
+
+
+class _ArrayText(UserDefinedType[str]):
+    """A PostgreSQL array that is sent as text: the driver's own way looks at each value thrice."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, element: str) -> None:
+        self.element = element
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return its name in SQL."""
+        return f"{self.element}[]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,18 @@ def among(connection: Connection, column: ColumnElement[Any], values: Sequence[A
     """
     if connection.dialect.name == "sqlite":
         return column.in_(values)
-    return column == any_(bindparam(None, list(values), type_=ARRAY(column.type), unique=True))
+    array = _ArrayText(connection.dialect.type_compiler_instance.process(column.type))
+    return column == any_(bindparam(None, _array_text(values), type_=array, unique=True))
+
+
+def _array_text(values: Sequence[Any]) -> str:
+    """Return numbers, bytes or texts, all of one kind, as PostgreSQL spells an array of them."""
+    if values and isinstance(values[0], bytes):
+        return "{" + ",".join([f'"\\\\x{value.hex()}"' for value in values]) + "}"
+    if values and isinstance(values[0], str):
+        escaped = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+        return "{" + ",".join([f'"{value}"' for value in escaped]) + "}"
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def found_any(query: Select[Any]) -> ColumnElement[bool]:

@@ -1,7 +1,9 @@
 """Rules of a catalog's image: what a rebuild must have found for a catalog to be filled with it. No I/O."""
 
+import msgspec
+
 from tensorkeep.catalog.chain import check_tail
-from tensorkeep.catalog.protocol import CatalogImage, ObjectKey
+from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
 from tensorkeep.errors import Integrity, InvalidInput
 from tensorkeep.records.history import Snapshot, decode_entry
 
@@ -34,6 +36,17 @@ def check_image(image: CatalogImage, *, store: str) -> set[int]:
         for row in image.entries
         if any(isinstance(change, Snapshot) for change in decode_entry(row.body).changes)
     }
+
+
+def settled_locations(image: CatalogImage) -> list[Location]:
+    """Return the image's locations, those that versions refer to as a commit would have left them: else gc looked at them each time."""
+    referenced = {key for version in image.state.versions for key, _ in image.objects[version]}
+    return [
+        msgspec.structs.replace(location, state="live")
+        if location.state == "stored" and location.key in referenced
+        else location
+        for location in image.locations
+    ]
 
 
 def object_sizes(image: CatalogImage) -> dict[ObjectKey, int]:

@@ -133,6 +133,12 @@ class MemoryCatalog:
         """Return the version that a revision of a model means."""
         return memory_changes.get_version(self._state, model, revision)
 
+    def find_version(self, name: ModelName, revision: str) -> tuple[ModelFacts, VersionFacts] | None:
+        """Return the model of that name and the version that its revision means; None: there is no such model."""
+        state = self._state
+        model = state.find_model(name.folded)
+        return None if model is None else (model, memory_changes.get_version(state, model.id, revision))
+
     def set_ref(
         self,
         model: str,
@@ -233,6 +239,11 @@ class MemoryCatalog:
             ]
             for key in keys
         }
+
+    def survey(self, keys: Sequence[ObjectKey]) -> tuple[list[DeviceFacts], dict[ObjectKey, list[Location]]]:
+        """Return all devices and where these objects are."""
+        with self._lock:
+            return self.list_devices(), self.locate(keys)
 
     def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
         """Return the most copies that versions ask of each of these objects; unreferenced ones are left out."""

@@ -7,7 +7,7 @@ import msgspec
 
 from tensorkeep.catalog import rules
 from tensorkeep.catalog.chain import ChainEnd
-from tensorkeep.catalog.image import check_image, object_sizes
+from tensorkeep.catalog.image import check_image, object_sizes, settled_locations
 from tensorkeep.catalog.memory_state import LocationRow, MemoryState, VersionRow
 from tensorkeep.catalog.protocol import CatalogImage, GcSummary
 from tensorkeep.errors import AlreadyExists
@@ -146,7 +146,7 @@ def load_image(state: MemoryState, image: CatalogImage, now: datetime) -> int:
     state.refs = {(ref.model, ref.kind, ref.name): ref.version for ref in told.refs}
     state.manifests = dict(image.manifests)
     state.sizes = object_sizes(image)
-    for location in image.locations:
+    for location in settled_locations(image):
         state.add_location(location, None)
     return state.append_snapshot(now)
 

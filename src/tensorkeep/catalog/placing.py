@@ -1,7 +1,7 @@
 """What a stage request gets: copies that exist, and devices for new ones. Pure; every catalog decides with this."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,16 +12,14 @@ from tensorkeep.planning.slots import pick_devices
 from tensorkeep.records.device import DeviceFacts
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A row of an object in any state; ``mine`` says whether it is of the session that asks."""
 
     location: Location
     mine: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StagingPlan:
+class StagingPlan(NamedTuple):
     """The answer to one request before its new rows have ids: ``again`` are rows that the same request has staged before."""
 
     request: ObjectRequest
@@ -86,7 +84,6 @@ def plan_staging(
 def _plan_one(
     request: ObjectRequest, owed: int, known: Sequence[Held], zones: Mapping[str, str], usable: Collection[str]
 ) -> StagingPlan:
-    name = rules.staged_name(request)
     existing: dict[str, Location] = {}
     again: dict[str, Location] = {}
     refused: set[str] = set()
@@ -96,34 +93,36 @@ def _plan_one(
             continue
         if location.state in rules.USABLE:
             existing.setdefault(location.device, location)
-        if location.name == name:
+        elif location.name == rules.staged_name(request):
             refused.add(location.device)  # a name is never used twice, whatever became of it
             if row.mine and location.state == "staged":
                 again[location.device] = location
     taken = {*existing, *again}
     missing = max(0, owed - len(taken))
-    picked = pick_devices(
-        [(device, zones[device]) for device in request.candidates if device in usable],
-        taken_devices=taken | refused,
-        taken_zones=[zones[device] for device in taken],
-        count=missing,
-    )
+    picked: list[str] = []
+    if missing:
+        picked = pick_devices(
+            [(device, zones[device]) for device in request.candidates if device in usable],
+            taken_devices=taken | refused,
+            taken_zones=[zones[device] for device in taken],
+            count=missing,
+        )
     return StagingPlan(
         request=request,
         existing=tuple(existing.values()),
         again=tuple(location for device, location in again.items() if device not in existing),
-        new=tuple(_new_location(request, name, device) for device in picked),
+        new=tuple(_new_location(request, device) for device in picked),
         missing=missing - len(picked),
     )
 
 
-def _new_location(request: ObjectRequest, name: str, device: str) -> Location:
+def _new_location(request: ObjectRequest, device: str) -> Location:
     return Location(
         id=0,
         key=request.key,
         size_bytes=request.size_bytes,
         device=device,
-        name=name,
+        name=rules.staged_name(request),
         length=request.size_bytes,
         state="staged",
     )

@@ -250,6 +250,14 @@ class Catalog(Protocol):
             InvalidInput: the prefix is ambiguous; the message lists the candidates.
         """
 
+    def find_version(self, name: ModelName, revision: str) -> tuple[ModelFacts, VersionFacts] | None:
+        """Return the model of that name and the version that its revision means, at one moment; None: there is no such model.
+
+        Raises:
+            NotFound: the model has no such revision.
+            InvalidInput: the prefix is ambiguous; the message lists the candidates.
+        """
+
     def set_ref(
         self,
         model: str,
@@ -345,6 +353,9 @@ class Catalog(Protocol):
 
     def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
         """Return every location of these objects in state live, stored or bad on devices that are not lost."""
+
+    def survey(self, keys: Sequence[ObjectKey]) -> tuple[list[DeviceFacts], dict[ObjectKey, list[Location]]]:
+        """Return all devices and where these objects are, as `list_devices` and `locate` do, at one moment."""
 
     def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
         """Return the most copies that versions which refer to these objects ask of each; unreferenced ones are left out."""

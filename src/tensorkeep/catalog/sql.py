@@ -111,6 +111,10 @@ class SqlCatalog:
         """Return the version that a revision of a model means."""
         return self._db.reading(lambda connection: sql_names.get_version(connection, model, revision))
 
+    def find_version(self, name: ModelName, revision: str) -> tuple[ModelFacts, VersionFacts] | None:
+        """Return the model of that name and the version that its revision means; None: there is no such model."""
+        return self._db.reading(lambda connection: sql_names.find_version(connection, name.folded, revision))
+
     def set_ref(
         self,
         model: str,
@@ -206,6 +210,12 @@ class SqlCatalog:
     def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
         """Return every live, stored or bad location of these objects on devices that are not lost; a list for every key."""
         return self._db.reading(lambda connection: sql_reading.locate(connection, keys))
+
+    def survey(self, keys: Sequence[ObjectKey]) -> tuple[list[DeviceFacts], dict[ObjectKey, list[Location]]]:
+        """Return all devices and where these objects are, at one moment."""
+        return self._db.reading(
+            lambda connection: (sql_rows.read_devices(connection), sql_reading.locate(connection, keys))
+        )
 
     def copies_owed(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:
         """Return the most copies that versions ask of each of these objects; unreferenced ones are left out."""

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Table, func, insert, select, update
 from tensorkeep.catalog import schema
 from tensorkeep.catalog.chain import ChainEnd
 from tensorkeep.catalog.database import chunks, insert_missing
-from tensorkeep.catalog.image import check_image, object_sizes
+from tensorkeep.catalog.image import check_image, object_sizes, settled_locations
 from tensorkeep.catalog.protocol import CatalogImage
 from tensorkeep.catalog.sql_commit import insert_version_parts
 from tensorkeep.catalog.sql_journal import append_snapshot, insert_row, read_end
@@ -78,7 +78,7 @@ def _insert_objects(connection: Connection, image: CatalogImage) -> None:
     _insert_rows(
         connection,
         schema.locations,
-        [location_values(location, part_ids[location.key]) for location in image.locations],
+        [location_values(location, part_ids[location.key]) for location in settled_locations(image)],
     )
 
 

@@ -65,17 +65,28 @@ def list_versions(connection: Connection, model: str) -> list[VersionFacts]:
 
 def get_version(connection: Connection, model: str, revision: str) -> VersionFacts:
     """Return the version that a revision means: branch, tag, full id, then unique prefix of at least 7 digits."""
-    facts = get_model(connection, model)
-    for kind in ("branch", "tag"):
-        version = find_ref(connection, model, kind, revision)
-        if version is not None:
-            return read_versions(connection, schema.versions.c.id == version)[0]
-    found = []
+    return _get_version_of(connection, get_model(connection, model), revision)
+
+
+def find_version(connection: Connection, folded: str, revision: str) -> tuple[ModelFacts, VersionFacts] | None:
+    """Return the model of that folded name and the version that its revision means; None: there is no such model."""
+    model = find_model(connection, folded)
+    return None if model is None else (model, _get_version_of(connection, model, revision))
+
+
+def _get_version_of(connection: Connection, model: ModelFacts, revision: str) -> VersionFacts:
+    table, refs = schema.versions, schema.refs
+    named = select(refs.c.version).where(refs.c.model == model.id, refs.c.name == revision)
+    # "branch" sorts before "tag", and a branch is meant first.
+    found = read_versions(connection, table.c.id == named.order_by(refs.c.kind).limit(1).scalar_subquery())
+    if found:
+        return found[0]
     if is_version_prefix(revision):
-        table = schema.versions
         # Of hex digits, those after the prefix sort before any "g": an index gives them, whatever else the store holds.
-        found = read_versions(connection, table.c.model == model, table.c.id >= revision, table.c.id < revision + "g")
-    return rules.choose_version(found, facts, revision)
+        found = read_versions(
+            connection, table.c.model == model.id, table.c.id >= revision, table.c.id < revision + "g"
+        )
+    return rules.choose_version(found, model, revision)
 
 
 def find_ref(connection: Connection, model: str, kind: RefKind, name: str) -> str | None:

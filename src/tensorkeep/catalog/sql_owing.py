@@ -1,6 +1,6 @@
 """What objects owe and what they have, as SQL: one definition for staging, gc and status."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection, Integer, ScalarSelect, case, cast, func, literal, null, select
 
@@ -8,7 +8,7 @@ from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import among, chunks, found_any
 from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_rows import read_devices
-from tensorkeep.records.device import counted_devices
+from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.naming import ObjectKind
 
 
@@ -20,10 +20,14 @@ def copies_owed_of(
     Policies are few and text: each becomes a number here. The highest is asked first, and each by one probe: an object that all
     versions of a store share costs no more than one that a single version has.
     """
-    policies = _read_policies(connection)
+    return _owed_by(_read_policies(connection), len(counted_devices(read_devices(connection))), part_id, kind)
+
+
+def _owed_by(
+    policies: Sequence[str], counted: int, part_id: ColumnElement[int], kind: ColumnElement[str]
+) -> ColumnElement[int | None]:
     if not policies:
         return cast(null(), Integer)
-    counted = len(counted_devices(read_devices(connection)))
 
     def owed(object_kind: ObjectKind) -> ColumnElement[int | None]:
         asking: dict[int, list[str]] = {}
@@ -38,8 +42,33 @@ def copies_owed_of(
 
 def read_owed(connection: Connection, part_ids: Sequence[int]) -> dict[int, int]:
     """Return the most copies that versions ask of each of these objects; objects that none refers to are left out."""
+    owed = copies_owed_of(connection, schema.parts.c.id, schema.parts.c.kind)
+    return _read_owed(connection, owed, part_ids)
+
+
+def read_owed_above(
+    connection: Connection, asked: Mapping[int, tuple[ObjectKind, int]], devices: Sequence[DeviceFacts]
+) -> dict[int, int]:
+    """Return what `read_owed` does, without the objects that can't owe more copies than are asked now anyway.
+
+    In most stores all versions have one policy: then no object needs a look.
+
+    Args:
+        connection: of the transaction.
+        asked: id of each object → its kind, and for how many copies it is asked.
+        devices: all devices of the store.
+    """
+    policies, counted = _read_policies(connection), len(counted_devices(devices))
+    highest = {
+        kind: max((rules.copies_owed(kind, policy, counted) for policy in policies), default=0) for kind in ObjectKind
+    }
+    doubtful = [part_id for part_id, (kind, copies) in asked.items() if copies < highest[kind]]
+    owed = _owed_by(policies, counted, schema.parts.c.id, schema.parts.c.kind)
+    return _read_owed(connection, owed, doubtful)
+
+
+def _read_owed(connection: Connection, owed: ColumnElement[int | None], part_ids: Sequence[int]) -> dict[int, int]:
     parts = schema.parts
-    owed = copies_owed_of(connection, parts.c.id, parts.c.kind)
     found: dict[int, int] = {}
     for chunk in chunks(part_ids):
         rows = connection.execute(select(parts.c.id, owed).where(among(connection, parts.c.id, chunk)))

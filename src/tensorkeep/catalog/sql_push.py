@@ -1,6 +1,6 @@
 """Push sessions and staging in the database. Each function is a step of one transaction."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
@@ -19,8 +19,8 @@ from tensorkeep.catalog.placing import Held, plan_staging
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.catalog.retrying import Restart
 from tensorkeep.catalog.sql_loose import is_referenced
-from tensorkeep.catalog.sql_owing import read_owed
-from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_parts, location_of, location_values, read_devices
+from tensorkeep.catalog.sql_owing import read_owed_above
+from tensorkeep.catalog.sql_rows import PLACE_COLUMNS, find_parts, location_values, place_of, read_devices
 from tensorkeep.records.json_text import format_time
 
 
@@ -49,12 +49,17 @@ def stage(
     """Answer what exists and insert the rows of what does not; also lock the objects of rows that are recorded next."""
     keys = [rules.check_key(request.key) for request in requests]
     part_ids = _lock_objects(connection, requests, keys, stored)
-    held = _read_held(connection, session, list(part_ids.values()))
-    owed = read_owed(connection, list(part_ids.values()))
+    # Of several requests of one object the one for the fewest copies, last in this order, tells whether others ask more.
+    asked = {part_ids[request.key]: request for request in sorted(requests, key=lambda request: -request.copies)}
+    held = _read_held(connection, session, asked)
+    devices = read_devices(connection)
+    owed = read_owed_above(
+        connection, {number: (each.key.kind, each.copies) for number, each in asked.items()}, devices
+    )
     plans = plan_staging(
         [(request, owed.get(part_ids[request.key], 0)) for request in requests],
         held={key: held.get(part_id, []) for key, part_id in part_ids.items()},
-        devices=read_devices(connection),
+        devices=devices,
         down=down,
         allow_soft=allow_soft,
     )
@@ -145,17 +150,18 @@ def _lock_objects(
     return part_ids
 
 
-def _read_held(connection: Connection, session: str, part_ids: Sequence[int]) -> dict[int, list[Held]]:
-    """Return every row of these objects, whatever its state: names are never used twice."""
+def _read_held(connection: Connection, session: str, asked: Mapping[int, ObjectRequest]) -> dict[int, list[Held]]:
+    """Return every row of these objects (by the ids of theirs), whatever its state: names are never used twice."""
     table = schema.locations
     held: dict[int, list[Held]] = {}
-    for chunk in chunks(part_ids):
+    for chunk in chunks(list(asked)):
         query = (
-            select(*LOCATION_COLUMNS, table.c.part_id, table.c.session)
-            .join(schema.parts, schema.parts.c.id == table.c.part_id)
+            select(table.c.part_id, table.c.session, *PLACE_COLUMNS)
             .where(among(connection, table.c.part_id, chunk))
             .order_by(table.c.id)
         )
-        for row in connection.execute(query):
-            held.setdefault(row.part_id, []).append(Held(location_of(row), mine=row.session == session))
+        for part_id, owner, *place in connection.execute(query).all():
+            request = asked[part_id]
+            location = place_of(place, request.key, request.size_bytes)
+            held.setdefault(part_id, []).append(Held(location, mine=owner == session))
     return held

@@ -27,7 +27,7 @@ def locate(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey,
                 schema.locations.c.state.in_((*rules.USABLE, "bad")),
                 schema.devices.c.state != "lost",
             )
-            for row in connection.execute(query):
+            for row in connection.execute(query).all():
                 location = location_of(row)
                 found[location.key].append(location)
     return found

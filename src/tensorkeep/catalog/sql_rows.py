@@ -16,11 +16,8 @@ from tensorkeep.records.history import ModelFacts, RefFacts, StoreState, Version
 from tensorkeep.records.json_text import decode_canonical, encode_canonical
 from tensorkeep.records.naming import ObjectKind
 
-LOCATION_COLUMNS = (
+PLACE_COLUMNS = (
     schema.locations.c.id,
-    schema.parts.c.kind,
-    schema.parts.c.digest,
-    schema.parts.c.size_bytes,
     schema.locations.c.device,
     schema.locations.c.name,
     schema.locations.c.form,
@@ -28,6 +25,9 @@ LOCATION_COLUMNS = (
     schema.locations.c.length,
     schema.locations.c.state,
 )
+"""A location without its object."""
+
+LOCATION_COLUMNS = (schema.parts.c.kind, schema.parts.c.digest, schema.parts.c.size_bytes, *PLACE_COLUMNS)
 
 _DEVICE_COLUMNS = tuple(schema.devices.c[field] for field in DeviceFacts.__struct_fields__)
 _MODEL_COLUMNS = tuple(schema.models.c[field] for field in ModelFacts.__struct_fields__)
@@ -37,16 +37,23 @@ _REF_COLUMNS = tuple(schema.refs.c[field] for field in RefFacts.__struct_fields_
 
 def location_of(row: Any) -> Location:
     """Return the location in a row of `LOCATION_COLUMNS`."""
+    kind, digest, size_bytes, *place = row
+    return place_of(place, ObjectKey(ObjectKind(kind), digest), size_bytes)
+
+
+def place_of(place: Sequence[Any], key: ObjectKey, size_bytes: int) -> Location:
+    """Return the location of an object in a row of `PLACE_COLUMNS`."""
+    number, device, name, form, offset, length, state = place
     return Location(
-        id=row.id,
-        key=ObjectKey(ObjectKind(row.kind), row.digest),
-        size_bytes=row.size_bytes,
-        device=row.device,
-        name=row.name,
-        form=row.form,
-        offset=row.offset,
-        length=row.length,
-        state=row.state,
+        id=number,
+        key=key,
+        size_bytes=size_bytes,
+        device=device,
+        name=name,
+        form=form,
+        offset=offset,
+        length=length,
+        state=state,
     )
 
 
@@ -156,5 +163,5 @@ def find_parts(connection: Connection, keys: Sequence[ObjectKey]) -> dict[Object
                     table.c.kind == kind.value, among(connection, table.c.digest, chunk)
                 )
             )
-            found.update((ObjectKey(kind, digest), (part_id, size)) for digest, part_id, size in rows)
+            found.update((ObjectKey(kind, digest), (part_id, size)) for digest, part_id, size in rows.all())
     return found

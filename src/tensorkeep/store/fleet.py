@@ -6,7 +6,7 @@ the same as *absent*: nothing is deleted or called lost because of it.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,13 +75,18 @@ class Fleet:
         self._opened: dict[_Handle, Device] = {}
         self._checked: set[str] = set()
 
-    def members(self) -> list[Member]:
-        """Return every active device, by the catalog's present rows; each is opened and checked where that was not done."""
-        return [self._member(facts) for facts in self._catalog.list_devices() if facts.state == "active"]
+    def members(self, known: Sequence[DeviceFacts] | None = None) -> list[Member]:
+        """Return every active device, opened and checked where that was not done.
 
-    def readable(self) -> dict[str, Device]:
-        """Return the devices that can be read now, by id."""
-        return {m.facts.id: m.device for m in self.members() if m.readable and m.device is not None}
+        Args:
+            known: the catalog's rows of all devices, just read; None reads them.
+        """
+        rows = self._catalog.list_devices() if known is None else known
+        return [self._member(facts) for facts in rows if facts.state == "active"]
+
+    def readable(self, known: Sequence[DeviceFacts] | None = None) -> dict[str, Device]:
+        """Return the devices that can be read now, by id; ``known`` is as for `members`."""
+        return {m.facts.id: m.device for m in self.members(known) if m.readable and m.device is not None}
 
     def writable(self) -> dict[str, Device]:
         """Return the devices that can be written now, by id."""

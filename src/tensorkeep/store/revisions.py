@@ -1,5 +1,7 @@
 """Names of versions: what a revision means, how a version looks to users, and the verbs that move names."""
 
+from typing import NoReturn
+
 from tensorkeep.catalog.protocol import Catalog
 from tensorkeep.errors import NotFound
 from tensorkeep.records.history import ModelFacts, RefFacts, RefKind, VersionFacts
@@ -22,12 +24,7 @@ def get_model(context: StoreContext, name: ModelName) -> ModelFacts:
     Raises:
         NotFound: there is none; the message names what there is.
     """
-    found = context.catalog.find_model(name)
-    if found is None:
-        known = [model.name for model in context.catalog.list_models()]
-        listing = ", ".join(known[:5]) + (" …" if len(known) > 5 else "")
-        raise NotFound(f"no model {name}: the store has {listing or 'none yet'}", model=str(name))
-    return found
+    return context.catalog.find_model(name) or _refuse_unknown(context, name)
 
 
 def get_version(context: StoreContext, spec: Revision) -> tuple[ModelFacts, VersionFacts]:
@@ -37,8 +34,8 @@ def get_version(context: StoreContext, spec: Revision) -> tuple[ModelFacts, Vers
         NotFound: there is no such model or revision.
         InvalidInput: the version prefix is ambiguous.
     """
-    model = get_model(context, spec.model)
-    return model, context.catalog.get_version(model.id, spec.revision or DEFAULT_BRANCH)
+    found = context.catalog.find_version(spec.model, spec.revision or DEFAULT_BRANCH)
+    return found or _refuse_unknown(context, spec.model)
 
 
 def describe_version(
@@ -159,6 +156,12 @@ def remove_model(context: StoreContext, model_name: str) -> int:
         context, lambda heads: context.catalog.remove_model(model.id, heads=heads, now=now), policy=model.policy
     )
     return count
+
+
+def _refuse_unknown(context: StoreContext, name: ModelName) -> NoReturn:
+    known = [model.name for model in context.catalog.list_models()]
+    listing = ", ".join(known[:5]) + (" …" if len(known) > 5 else "")
+    raise NotFound(f"no model {name}: the store has {listing or 'none yet'}", model=str(name))
 
 
 def _find_ref(context: StoreContext, model: ModelFacts, kind: RefKind, name: str) -> RefFacts | None:

@@ -53,12 +53,13 @@ def read_object(context: StoreContext, key: ObjectKey) -> bytes:
         Integrity: a copy was damaged and no good one is left; the message names devices.
         NotEnoughCopies: no copy can be reached.
     """
-    readable = context.fleet.readable()
-    names = context.fleet.names()
+    devices, copies = context.catalog.survey([key])
+    readable = context.fleet.readable(devices)
+    names = {facts.id: facts.name for facts in devices}
     reasons: list[str] = []
     damaged: list[int] = []
     try:
-        for location in context.catalog.locate([key]).get(key, []):
+        for location in copies[key]:
             device = readable.get(location.device)
             if device is None:
                 reasons.append(f"device {names[location.device]} can't be reached")
@@ -98,15 +99,14 @@ def part_table(
 ) -> PartTable:
     """Return where the copies of some parts are, good ones first, and the devices that can be read now."""
     keys = {part: ObjectKey(ObjectKind.PART, checks.digest(part)) for part in sorted(set(parts))}
-    found = context.catalog.locate(list(dict.fromkeys(keys.values())))
-    facts = {f.id: f for f in context.catalog.list_devices()}
+    devices, found = context.catalog.survey(list(dict.fromkeys(keys.values())))
     return PartTable(
         sizes=manifest.parts,
         checks=checks,
         sources={part: _sources(found.get(key, [])) for part, key in keys.items()},
-        devices=context.fleet.readable(),
-        names={f.id: f.name for f in facts.values()},
-        rates=known_rates(facts.values()),
+        devices=context.fleet.readable(devices),
+        names={facts.id: facts.name for facts in devices},
+        rates=known_rates(devices),
         confirm_checks=confirm_checks,
         describe=lambda part: describe_part(manifest, part),
         note_damage=note_damage,

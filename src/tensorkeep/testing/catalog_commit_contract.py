@@ -219,6 +219,7 @@ class ReadRules(CatalogFixtures):
         scene.catalog.record_checked(good=(), bad=[rows[0].id])
         scene.lose_device(b)
         found = scene.catalog.locate([part_key(1), part_key(9)])
+        assert scene.catalog.survey([part_key(1), part_key(9)]) == (scene.catalog.list_devices(), found)
         assert [(row.device, row.state) for row in found[part_key(1)]] == [(a.id, "bad"), (c.id, "stored")]
         assert found[part_key(9)] == []
 

@@ -316,6 +316,18 @@ class RebuildRules(CatalogFixtures):
         info = new.info()
         assert (info.epoch, info.last_seq) == (2, old.info().last_seq + 1)
 
+    def test_what_versions_refer_to_is_live_in_a_rebuilt_catalog_and_damage_stays_damage(
+        self, scene: Scene, tmp_path: Path, runtime: Runtime
+    ) -> None:
+        image = image_of(scene.catalog, self.populate(scene))
+        stray = msgspec.structs.replace(image.locations[0], key=part_key(77), name="parts/stray", state="stored")
+        found = [row if row.state == "bad" else msgspec.structs.replace(row, state="stored") for row in image.locations]
+        image = msgspec.structs.replace(image, locations=[*found, stray])
+        rebuilt = self.rebuild(image, tmp_path / "rebuilt", runtime).catalog.locate_all(after=0, limit=1000)
+        states = [row.state for row in rebuilt]
+        assert states == ["bad" if row.state == "bad" else "live" for row in found] + ["stored"]
+        assert {"bad", "live"} <= {*states}
+
     def test_a_rebuilt_catalog_continues_the_chain_with_a_snapshot(
         self, scene: Scene, tmp_path: Path, runtime: Runtime
     ) -> None:

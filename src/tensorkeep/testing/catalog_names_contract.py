@@ -147,6 +147,25 @@ class NameRules(CatalogFixtures):
         for revision in (second.id, second.id[:7], second.id[:39]):
             assert catalog.get_version(model.id, revision) == second
 
+    def test_values_are_taken_as_they_are_whatever_signs_are_in_them(self, scene: Scene, device: DeviceFacts) -> None:
+        assert device.state == "active"
+        other = scene.add_device("other")
+        version = scene.push(scene.model(), [part_key(1)], policy="replicas=2")
+        scene.lose_device(other)
+        odd = ['"', "\\", "{}", "a,b", "NULL", "", '\\"', f'{version.id}","x']
+        assert scene.catalog.count_short(odd) == {}
+        assert list(scene.catalog.count_short([*odd, version.id])) == [version.id]
+
+    def test_a_name_and_a_revision_find_model_and_version_at_once(self, scene: Scene, device: DeviceFacts) -> None:
+        assert device.state == "active"
+        catalog, model = scene.catalog, scene.model()
+        version = scene.push(model, [part_key(1)], tag="v1")
+        for revision in ("main", "v1", version.id[:7]):
+            assert catalog.find_version(parse_model_name(model.name.upper()), revision) == (model, version)
+        assert catalog.find_version(parse_model_name("acme/none"), "main") is None
+        with pytest.raises(NotFound, match="acme/llama"):
+            catalog.find_version(parse_model_name(model.name), "nothing")
+
     @pytest.mark.parametrize("revision", ["nothing", "%", "_______", "1234567", "f" * 40])
     def test_an_unknown_revision_is_not_found(self, scene: Scene, device: DeviceFacts, revision: str) -> None:
         assert device.state == "active"

@@ -63,7 +63,7 @@ class Operations:
             lambda c: c.journal_rows(),
             lambda c: c.locate_all(after=0, limit=10_000),
             lambda c: c.list_condemned(grace_s=0, now=self._scene.clock.now(), after=0, limit=10_000),
-            lambda c: c.locate(sorted(self._keys)),
+            lambda c: c.survey(sorted(self._keys)),
             lambda c: c.copies_owed(sorted(self._keys)),
             lambda c: c.count_short([version.id for version in self._versions]),
             lambda c: [c.find_manifest(version.manifest) for version in self._versions],
@@ -232,6 +232,7 @@ class Operations:
         model, version = self._model().id, self._some_version() or "0" * 40
         for revision in (*BRANCHES, *TAGS, version, version[:7]):
             self._ask(methodcaller("get_version", model, revision))
+            self._ask(methodcaller("find_version", name, revision))
 
     # choices
 
