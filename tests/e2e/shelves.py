@@ -23,6 +23,8 @@ class Shelf(ABC):
     """The place of one device."""
 
     url: str
+    has_a_clock: bool = False
+    """Whether it refuses who has another time."""
 
     @abstractmethod
     def objects(self, folders: Sequence[str] = OBJECT_FOLDERS) -> dict[str, int]:
@@ -170,6 +172,8 @@ class FolderShelf(Shelf):
 
 class PrefixShelf(Shelf):
     """The objects under a prefix of a bucket. What is taken away is kept under another prefix."""
+
+    has_a_clock = True
 
     def __init__(self, account: S3Account, bucket: str, prefix: str, *, credentials: str) -> None:
         self.url = account.device_url(bucket, prefix, credentials=credentials)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tensorkeep
-from tensorkeep.runtime import Runtime
+from tensorkeep.runtime import Runtime, SystemClock
 from tensorkeep.store.store import Store
 from tests.e2e.catalog_homes import CatalogHome, SqliteHome
 from tests.e2e.shelves import OBJECT_FOLDERS, FolderShelf, Shelf
@@ -53,6 +53,7 @@ class Workshop:
         self.catalog = backend.home(folder)
         self.location = self.catalog.location
         self._opened: list[Store] = []
+        self._runtime = runtime or Runtime()
         self.store = self._keep(tensorkeep.init(self.location, replicas=replicas, runtime=_in_environment(runtime)))
         self.devices: list[str] = []
         self._shelves: dict[str, Shelf] = {}
@@ -71,7 +72,7 @@ class Workshop:
         number = len(self._shelves)
         name = f"disk{number}"
         self._shelves[name] = self._backend.shelf(self.folder, number)
-        self.store.devices.add(
+        self._adder(name).devices.add(
             name, self.url(name), zone=zone, capacity=capacity, bandwidth=bandwidth, untrusted=untrusted
         )
         self.devices.append(name)
@@ -197,6 +198,12 @@ class Workshop:
             for device in self.devices if name is None else [name]:
                 stack.enter_context(self._shelves[device].forbid_writing())
             yield
+
+    def _adder(self, name: str) -> Store:
+        """Return the store that adds a device: one with the right time where the device would refuse the clock of a test."""
+        if self._shelves[name].has_a_clock and not isinstance(self._runtime.clock, SystemClock):
+            return self.open(runtime=replace(self._runtime, clock=SystemClock()))
+        return self.store
 
     def _keep(self, store: Store) -> Store:
         self._opened.append(store)
