@@ -89,6 +89,8 @@ class World:
         """Make the store and its devices."""
         self.folder.mkdir(exist_ok=True)
         for name in self.names:
+            while _SPARE and not _SPARE[-1].exists():  # it lay in the folder of a test, which is gone
+                _SPARE.pop()
             if _SPARE and _SPARE[-1].stat().st_dev == self.folder.stat().st_dev:
                 _SPARE.pop().rename(self.place(name))
         if self.database:
