@@ -55,7 +55,6 @@ class Patience:
         with self._lock:
             since_s = self._failing_since_s.setdefault(device, now_s)
         delay_s = self._policy.delay_s(failures, self._runtime.randomness.uniform())
-        delay_s = max(delay_s, min(float(error.facts.get("retry_after_s") or 0.0), self._policy.total_s))
         if failures >= self._policy.attempts or now_s + delay_s - since_s > self._policy.total_s:
             return None
         return delay_s
