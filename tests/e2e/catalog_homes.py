@@ -12,9 +12,10 @@ from typing import LiteralString
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from tests.e2e.shelves import read_only_mount, unwritable
+from tests.e2e.shelves import unwritable
 from tests.engines.postgres import find_binaries
 from tests.engines.servers import run
+from tests.mounts import read_only_mount
 
 
 class CatalogHome(ABC):

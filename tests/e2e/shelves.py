@@ -7,7 +7,6 @@ objects. A shelf that nothing was put on looks like an unmounted disk: empty.
 import json
 import os
 import shutil
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engines.servers import S3Account
+from tests.mounts import read_only_mount
 
 OBJECT_FOLDERS = ("parts", "manifests", "checks", "versions")
 
@@ -301,14 +301,3 @@ def unwritable(folder: Path) -> Iterator[None]:
     finally:
         for path in changed:
             path.chmod(modes[path])
-
-
-@contextmanager
-def read_only_mount(folder: Path) -> Iterator[None]:
-    """Mount a folder read-only over itself for a while. Needs root."""
-    subprocess.run(["mount", "--bind", folder, folder], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)

@@ -15,8 +15,8 @@ from tensorkeep.records.digest import blake3_256
 from tensorkeep.runtime import InlineWorkers, Runtime
 from tensorkeep.store.reports import Progress
 from tests.e2e.conftest import CommandLine
-from tests.e2e.shelves import read_only_mount
 from tests.e2e.trees import read_tree, seeded_bytes, write_tree
+from tests.mounts import read_only_mount
 
 SIZE = 10_007
 DATA = seeded_bytes(SIZE, seed=1)

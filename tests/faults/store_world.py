@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -207,17 +205,6 @@ def flip(path: Path, offset: int, mask: int) -> None:
         os.pwrite(descriptor, bytes([byte ^ mask]), offset)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def read_only_mount(folder: Path) -> Iterator[None]:
-    """Make a folder read-only for a while, for root too, by a mount. Needs root."""
-    subprocess.run(["mount", "--bind", folder, folder], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def locations(store: Store) -> list[Location]:

@@ -33,9 +33,9 @@ from tests.faults.store_world import (
     assert_no_orphans,
     flip,
     journal_names,
-    read_only_mount,
     small_weights,
 )
+from tests.mounts import read_only_mount
 
 OTHER = "other"
 

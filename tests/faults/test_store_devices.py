@@ -26,11 +26,11 @@ from tests.faults.store_world import (
     assert_no_orphans,
     journal_names,
     locations,
-    read_only_mount,
     small_weights,
     usable,
     weights,
 )
+from tests.mounts import read_only_mount
 
 REFUSALS = [Capacity, Unavailable, PermissionDenied]
 
