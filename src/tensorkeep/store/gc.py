@@ -4,15 +4,19 @@ Safety never asks a clock: a row is condemned in a transaction that commits cann
 are never used again, and a device that can't be reached keeps its rows. The grace is for readers with open plans.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tensorkeep.catalog.protocol import Location
-from tensorkeep.devices.protocol import Device
+from tensorkeep.devices.forwarding import innermost
+from tensorkeep.devices.protocol import Device, ParallelPuts
 from tensorkeep.errors import Conflict, NotFound, TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import GcReport
+
+T = TypeVar("T")
 
 _PAGE = 1000
 
@@ -117,13 +121,12 @@ def _delete_rows(
         try:
             # A catalog that a rebuild has replaced must not delete what the new one may need.
             context.fleet.check_epoch(facts, device, sweep.epoch)
-            for row in rows:
-                check_lock()
-                device.delete(row.name)
+            _ask_each(context, device, rows, lambda row: device.delete(row.name), before=check_lock)
             failpoints.hit("gc.deleted")
             device.flush()
             failpoints.hit("gc.flushed")
-            gone = [row for row in rows if _is_absent(device, row)]
+            absent = _ask_each(context, device, rows, lambda row: _is_absent(device, row))
+            gone = [row for row, is_absent in zip(rows, absent, strict=True) if is_absent]
         except TensorkeepError:
             check_lock()
             sweep.unreachable.add(facts.name)
@@ -133,6 +136,34 @@ def _delete_rows(
     failpoints.hit("gc.dropped")
     sweep.deleted += len(gone)
     sweep.deleted_bytes += sum(row.length for row in gone)
+
+
+def _ask_each(
+    context: StoreContext,
+    device: Device,
+    rows: Sequence[Location],
+    ask: Callable[[Location], T],
+    *,
+    before: Callable[[], object] = lambda: None,
+) -> list[T]:
+    """Return what is answered for each row; of a device across a network as many are asked at once as it is quickest with.
+
+    ``before`` is called, in this thread, ahead of each lot.
+    """
+    answers: list[T] = []
+    inner = innermost(device)
+    if not isinstance(inner, ParallelPuts):
+        for row in rows:
+            before()
+            answers.append(ask(row))
+        return answers
+    lot = inner.put_concurrency
+    with context.runtime.workers.open_pool(lot, "gc") as pool:
+        for start in range(0, len(rows), lot):
+            before()
+            asked = [pool.submit(ask, row) for row in rows[start : start + lot]]
+            answers += [each.result() for each in asked]
+    return answers
 
 
 def _is_absent(device: Device, row: Location) -> bool:

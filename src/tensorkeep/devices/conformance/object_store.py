@@ -65,16 +65,17 @@ def http_ranges(site: Site) -> Finding:
 def torn_upload(site: Site) -> Finding:
     """An upload that breaks off leaves nothing, and what was there before as it was."""
     data = site.runtime.randomness.random_bytes(_SENT_BYTES)
-    for old in (None, b"what was there before"):
-        name = site.part_name()
-        if old is not None:
-            _put(site, name, old)
+    fresh, replaced = site.part_name(), site.part_name()
+    before: dict[str, bytes | None] = {fresh: None, replaced: b"what was there before"}
+    _put(site, replaced, b"what was there before")
+    for name in before:
         _raw(site).break_off(name, data, _PROMISED_BYTES)
-        for pause_s in (0.0, _SECOND_LOOK_S):
-            site.runtime.clock.sleep(pause_s)
+    for pause_s in (0.0, _SECOND_LOOK_S):
+        site.runtime.clock.sleep(pause_s)
+        for name, old in before.items():
             refuse(judge_torn_upload(_SENT_BYTES, _PROMISED_BYTES, _find(site, name), old))
-        if old is None and name in [info.name for info in site.other.iter_objects("parts/")]:
-            raise Refused("lists an object whose upload broke off")
+    if fresh in [info.name for info in site.other.iter_objects("parts/")]:
+        raise Refused("lists an object whose upload broke off")
     return Finding("an upload that breaks off leaves no object, and an old one as it was")
 
 
