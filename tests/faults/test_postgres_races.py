@@ -296,6 +296,28 @@ def test_two_pushes_of_one_new_part_share_its_row_and_both_commit(race: Race) ->
         assert connection.execute(select(func.count()).select_from(schema.parts)).scalar() == 3
 
 
+def test_what_exists_is_answered_without_waiting_for_a_collection_and_the_commit_asks_for_it_again(race: Race) -> None:
+    request = race.prepare(1, 2)
+    session = race.scene.begin()
+    wanted = [race.scene.request(part_key(number)) for number in (1, 2)]
+    race.stop_before_commit(race.other)
+    answered_while_it_stood: list[bool] = []
+
+    def ask() -> Any:
+        answers = race.one.stage(session, wanted)
+        answered_while_it_stood.append(not race.gate.free.is_set())
+        return answers
+
+    condemned, answers = race.interleave(lambda: race.collect(race.other), ask)
+    assert condemned == 5
+    assert answered_while_it_stood == [True]
+    assert [(len(answer.existing), len(answer.staged), answer.missing) for answer in answers] == [(1, 0, 0)] * 2
+    needed = race.one.commit(request)
+    assert isinstance(needed, Needed)
+    assert {part_key(1), part_key(2)} <= {*needed.keys}
+    assert [len(answer.staged) for answer in race.one.stage(session, wanted)] == [1, 1]
+
+
 def moves_together(race: Race) -> tuple[Any, Any]:
     base = race.scene.push(race.model, [part_key(1)])
     requests = [race.prepare(number, parent=base) for number in (2, 3)]

@@ -33,6 +33,11 @@ class StagingPlan(NamedTuple):
         """How many copies exist or may be uploaded now."""
         return len(self.existing) + len(self.again) + len(self.new)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all copies exist."""
+        return not (self.again or self.new or self.missing)
+
     def answer(self, numbers: Mapping[tuple[str, str], int]) -> Staging:
         """Return the answer; ``numbers`` are the row ids by device and name."""
         staged = tuple(
@@ -76,7 +81,8 @@ def plan_staging(
                 raise NotFound(f"there is no device {device} to stage on", device=device)
         known = rows.setdefault(request.key, [])
         plan = _plan_one(request, max(request.copies, owed), known, zones, usable)
-        known.extend(Held(location, mine=True) for location in plan.new)
+        if plan.new:
+            known.extend([Held(location, mine=True) for location in plan.new])
         plans.append(plan)
     return plans
 
@@ -97,6 +103,8 @@ def _plan_one(
             refused.add(location.device)  # a name is never used twice, whatever became of it
             if row.mine and location.state == "staged":
                 again[location.device] = location
+    if len(existing) >= owed and not again:
+        return StagingPlan(request, tuple(existing.values()), (), (), 0)  # nearly all, of a model that is known
     taken = {*existing, *again}
     missing = max(0, owed - len(taken))
     picked: list[str] = []

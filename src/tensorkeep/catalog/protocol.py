@@ -8,7 +8,8 @@ Rules that every implementation keeps:
 - **Durable before referenced.** A version commits only when each of its objects has the copies it owes, in state live or
   stored, on active devices (durable ones unless ``allow_soft``), each on another device; else the answer is `Needed`.
 - **The locking rule.** A transaction that references, condemns or counts copies first locks the rows of the parts
-  concerned, in id order, and decides in a later statement.
+  concerned, in id order, and decides in a later statement. (Staging answers what has all its copies without locks: the
+  commit counts them again.)
 - **Nothing is un-condemned.** A condemned row is never offered, never counted, and is dropped only when its absence on the
   device was confirmed.
 - **The journal is the commit.** Whatever changes a version, a name, a policy or a device appends its entry in the same
@@ -57,14 +58,14 @@ class DeviceHead(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
-class ObjectKey(msgspec.Struct, frozen=True, order=True):
+class ObjectKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """An object's name apart from any device: its kind and digest (20 bytes for versions, else 32)."""
 
     kind: ObjectKind
     digest: bytes
 
 
-class ObjectRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ObjectRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One object that a push needs: how many copies, and where new ones should go, in order of preference.
 
     ``ulid`` is the upload's: it ends the physical name of every copy staged by this request. ``model`` (a ulid) is for version records.
@@ -78,7 +79,7 @@ class ObjectRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
-class Location(msgspec.Struct, frozen=True, kw_only=True):
+class Location(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The catalog's row for bytes of an object on a device.
 
     ``form`` is ``raw``, a codec's name or ``ec-k-m-i``; ``offset`` and ``length`` say which bytes of the physical object.
@@ -96,7 +97,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
     state: LocationState
 
 
-class Staging(msgspec.Struct, frozen=True, kw_only=True):
+class Staging(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The answer to one `ObjectRequest`: usable copies that exist, and new rows whose upload may start now.
 
     ``missing`` is how many copies found no device; the caller decides whether that is an error.

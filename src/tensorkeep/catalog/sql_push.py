@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
@@ -15,7 +16,7 @@ from tensorkeep.catalog.database import (
     lock_parts,
     lock_parts_of,
 )
-from tensorkeep.catalog.placing import Held, plan_staging
+from tensorkeep.catalog.placing import Held, StagingPlan, plan_staging
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.catalog.retrying import Restart
 from tensorkeep.catalog.sql_loose import is_referenced
@@ -37,6 +38,14 @@ def end_session(connection: Connection, session: str) -> None:
     connection.execute(delete(schema.push_sessions).where(schema.push_sessions.c.id == session))
 
 
+class _Known(NamedTuple):
+    """An object that the catalog knows, and all rows of it, in order of their ids."""
+
+    part_id: int
+    size_bytes: int
+    held: list[Held]
+
+
 def stage(
     connection: Connection,
     session: str,
@@ -46,28 +55,43 @@ def stage(
     allow_soft: bool,
     stored: Sequence[int] = (),
 ) -> list[Staging]:
-    """Answer what exists and insert the rows of what does not; also lock the objects of rows that are recorded next."""
-    keys = [rules.check_key(request.key) for request in requests]
-    part_ids = _lock_objects(connection, requests, keys, stored)
-    # Of several requests of one object the one for the fewest copies, last in this order, tells whether others ask more.
-    asked = {part_ids[request.key]: request for request in sorted(requests, key=lambda request: -request.copies)}
-    held = _read_held(connection, session, asked)
+    """Answer what exists and insert the rows of what does not; also lock the objects of rows that are recorded next.
+
+    What has all the copies it owes is answered without a lock: one would be gone before the answer is used. The commit locks
+    what it refers to, counts its copies again, and asks for what is missing.
+    """
+    for request in requests:
+        rules.check_key(request.key)
     devices = read_devices(connection)
-    owed = read_owed_above(
-        connection, {number: (each.key.kind, each.copies) for number, each in asked.items()}, devices
-    )
-    plans = plan_staging(
-        [(request, owed.get(part_ids[request.key], 0)) for request in requests],
-        held={key: held.get(part_id, []) for key, part_id in part_ids.items()},
-        devices=devices,
-        down=down,
-        allow_soft=allow_soft,
-    )
-    new = [location for plan in plans for location in plan.new]
+
+    def plan(some: Sequence[ObjectRequest], known: Mapping[ObjectKey, _Known]) -> list[StagingPlan]:
+        # Of several requests of one object the one for the fewest copies, last in this order, tells whether others ask more.
+        fewest = {request.key: request.copies for request in sorted(some, key=lambda request: -request.copies)}
+        asked = {known[key].part_id: (key.kind, copies) for key, copies in fewest.items()}
+        owed = read_owed_above(connection, asked, devices)
+        return plan_staging(
+            [(request, owed.get(known[request.key].part_id, 0)) for request in some],
+            held={key: known[key].held for key in fewest},
+            devices=devices,
+            down=down,
+            allow_soft=allow_soft,
+        )
+
+    known = _find_known(connection, session, requests)
+    first = plan([request for request in requests if request.key in known], known)
+    incomplete = {each.request.key for each in first if not each.is_complete}
+    complete = {each.request.key: each.answer({}) for each in first if each.request.key not in incomplete}
+    others = [request for request in requests if request.key not in complete]
+    if not others and not stored:
+        return [complete[request.key] for request in requests]
+    part_ids = _lock_objects(connection, others, known, stored)
+    plans = plan(others, _find_known(connection, session, others))
+    new = [location for each in plans for location in each.new]
     _insert_locations(connection, session, new, part_ids)
-    delete_unused_parts(connection, sorted({part_ids[plan.request.key] for plan in plans if not plan.copies}))
+    delete_unused_parts(connection, sorted({part_ids[each.request.key] for each in plans if not each.copies}))
     numbers = _read_numbers(connection, session, sorted({part_ids[location.key] for location in new}))
-    return [plan.answer(numbers) for plan in plans]
+    answers = iter([each.answer(numbers) for each in plans])
+    return [complete.get(request.key) or next(answers) for request in requests]
 
 
 def record_stored(connection: Connection, session: str, locations: Sequence[int]) -> list[int]:
@@ -130,16 +154,19 @@ def _read_numbers(connection: Connection, session: str, part_ids: Sequence[int])
 
 
 def _lock_objects(
-    connection: Connection, requests: Sequence[ObjectRequest], keys: Sequence[ObjectKey], stored: Sequence[int]
+    connection: Connection,
+    requests: Sequence[ObjectRequest],
+    known: Mapping[ObjectKey, _Known],
+    stored: Sequence[int],
 ) -> dict[ObjectKey, int]:
     """Make the rows of objects that have none, lock all of them, refuse other sizes, and return their ids."""
     sizes = {request.key: request.size_bytes for request in reversed(requests)}
-    found = find_parts(connection, keys)
     # In one order everywhere: two that insert the same objects in two orders would wait for each other.
-    missing = sorted(key for key in sizes if key not in found)
+    missing = sorted(key for key in sizes if key not in known)
     rows = [{"kind": key.kind.value, "digest": key.digest, "size_bytes": sizes[key]} for key in missing]
     insert_missing(connection, schema.parts, rows)
-    found.update(find_parts(connection, missing))
+    found = find_parts(connection, missing)
+    found.update((key, (known[key].part_id, known[key].size_bytes)) for key in sizes if key in known)
     part_ids = {key: part_id for key, (part_id, _) in found.items()}
     others = find_parts_of(connection, stored) if stored else []
     locked = lock_parts(connection, list({*part_ids.values(), *others}), exclusive=True)
@@ -150,18 +177,30 @@ def _lock_objects(
     return part_ids
 
 
-def _read_held(connection: Connection, session: str, asked: Mapping[int, ObjectRequest]) -> dict[int, list[Held]]:
-    """Return every row of these objects (by the ids of theirs), whatever its state: names are never used twice."""
-    table = schema.locations
-    held: dict[int, list[Held]] = {}
-    for chunk in chunks(list(asked)):
-        query = (
-            select(table.c.part_id, table.c.session, *PLACE_COLUMNS)
-            .where(among(connection, table.c.part_id, chunk))
-            .order_by(table.c.id)
-        )
-        for part_id, owner, *place in connection.execute(query).all():
-            request = asked[part_id]
-            location = place_of(place, request.key, request.size_bytes)
-            held.setdefault(part_id, []).append(Held(location, mine=owner == session))
-    return held
+def _find_known(connection: Connection, session: str, requests: Sequence[ObjectRequest]) -> dict[ObjectKey, _Known]:
+    """Return those of these objects that the catalog knows, with every row whatever its state: names are never used twice.
+
+    Raises:
+        Integrity: a request says another size.
+    """
+    parts, table = schema.parts, schema.locations
+    columns = (parts.c.digest, parts.c.id, parts.c.size_bytes, table.c.session, *PLACE_COLUMNS)
+    known: dict[ObjectKey, _Known] = {}
+    for kind in {request.key.kind for request in requests}:
+        keys = {request.key.digest: request.key for request in requests if request.key.kind is kind}
+        for chunk in chunks(list(keys)):
+            query = (
+                select(*columns)
+                .join_from(parts, table, table.c.part_id == parts.c.id, isouter=True)
+                .where(parts.c.kind == kind.value, among(connection, parts.c.digest, chunk))
+                .order_by(table.c.id)
+            )
+            for digest, part_id, size_bytes, owner, *place in connection.execute(query).all():
+                key = keys[digest]
+                held = known.setdefault(key, _Known(part_id, size_bytes, [])).held
+                if place[0] is not None:
+                    held.append(Held(place_of(place, key, size_bytes), mine=owner == session))
+    for request in requests:
+        if request.key in known:
+            rules.check_size(request, known[request.key].size_bytes)
+    return known
