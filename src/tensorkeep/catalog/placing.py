@@ -40,6 +40,8 @@ class StagingPlan(NamedTuple):
 
     def answer(self, numbers: Mapping[tuple[str, str], int]) -> Staging:
         """Return the answer; ``numbers`` are the row ids by device and name."""
+        if not (self.again or self.new):
+            return Staging(existing=self.existing, staged=(), missing=self.missing)
         staged = tuple(
             msgspec.structs.replace(location, id=numbers.get((location.device, location.name), location.id))
             for location in (*self.again, *self.new)

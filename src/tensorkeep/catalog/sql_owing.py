@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Connection, Integer, ScalarSelect, case, cast, func, literal, null, select
+from sqlalchemy import ColumnElement, Connection, Integer, ScalarSelect, Select, case, cast, func, literal, null, select
 
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import among, chunks, found_any
@@ -63,6 +63,8 @@ def read_owed_above(
         kind: max((rules.copies_owed(kind, policy, counted) for policy in policies), default=0) for kind in ObjectKind
     }
     doubtful = [part_id for part_id, (kind, copies) in asked.items() if copies < highest[kind]]
+    if not doubtful:
+        return {}
     owed = _owed_by(policies, counted, schema.parts.c.id, schema.parts.c.kind)
     return _read_owed(connection, owed, doubtful)
 
@@ -77,12 +79,20 @@ def _read_owed(connection: Connection, owed: ColumnElement[int | None], part_ids
 
 
 def _read_policies(connection: Connection) -> Sequence[str]:
-    """Return the policies that versions have, by walking the index from each to the next: DISTINCT would read every version."""
+    """Return the policies that versions have."""
+    return connection.execute(_POLICIES).scalars().all()
+
+
+def _walk_policies() -> Select[tuple[str]]:
+    """Return a walk over the index from each policy to the next: DISTINCT would read every version."""
     policy = schema.versions.c.policy
     walk = select(func.min(policy).label("policy")).cte("policies", recursive=True)
     following = select(func.min(policy)).where(policy > walk.c.policy).scalar_subquery()
     walk = walk.union_all(select(following).select_from(walk).where(walk.c.policy.is_not(None)))
-    return connection.execute(select(walk.c.policy).where(walk.c.policy.is_not(None))).scalars().all()
+    return select(walk.c.policy).where(walk.c.policy.is_not(None))
+
+
+_POLICIES = _walk_policies()
 
 
 def _is_asked_by(part_id: ColumnElement[int], policies: Sequence[str]) -> ColumnElement[bool]:

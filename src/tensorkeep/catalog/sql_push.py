@@ -66,12 +66,14 @@ def stage(
 
     def plan(some: Sequence[ObjectRequest], known: Mapping[ObjectKey, _Known]) -> list[StagingPlan]:
         # Of several requests of one object the one for the fewest copies, last in this order, tells whether others ask more.
-        fewest = {request.key: request.copies for request in sorted(some, key=lambda request: -request.copies)}
-        asked = {known[key].part_id: (key.kind, copies) for key, copies in fewest.items()}
+        asked = {
+            known[request.key].part_id: (request.key.kind, request.copies)
+            for request in sorted(some, key=lambda request: -request.copies)
+        }
         owed = read_owed_above(connection, asked, devices)
         return plan_staging(
             [(request, owed.get(known[request.key].part_id, 0)) for request in some],
-            held={key: known[key].held for key in fewest},
+            held={request.key: known[request.key].held for request in some},
             devices=devices,
             down=down,
             allow_soft=allow_soft,
@@ -197,9 +199,10 @@ def _find_known(connection: Connection, session: str, requests: Sequence[ObjectR
             )
             for digest, part_id, size_bytes, owner, *place in connection.execute(query).all():
                 key = keys[digest]
-                held = known.setdefault(key, _Known(part_id, size_bytes, [])).held
+                if key not in known:
+                    known[key] = _Known(part_id, size_bytes, [])
                 if place[0] is not None:
-                    held.append(Held(place_of(place, key, size_bytes), mine=owner == session))
+                    known[key].held.append(Held(place_of(place, key, size_bytes), owner == session))
     for request in requests:
         if request.key in known:
             rules.check_size(request, known[request.key].size_bytes)
