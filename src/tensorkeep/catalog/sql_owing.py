@@ -83,7 +83,7 @@ def _read_policies(connection: Connection) -> Sequence[str]:
     return connection.execute(_POLICIES).scalars().all()
 
 
-def _walk_policies() -> Select[tuple[str]]:
+def _walk_policies() -> Select[str]:
     """Return a walk over the index from each policy to the next: DISTINCT would read every version."""
     policy = schema.versions.c.policy
     walk = select(func.min(policy).label("policy")).cte("policies", recursive=True)
