@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend",
         action="append",
         choices=["sqlite-local", "postgres-local", "postgres-s3", "mixed"],
-        help="run the end-to-end tests on this backend; may be given again (default: sqlite-local)",
+        help="run all end-to-end tests on this backend, and on no other; may be given again",
     )
 
 

@@ -21,6 +21,9 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 }
 """Names, and the marks of the engines that they need. ``mixed`` is SQLite with two local devices to one in S3."""
 
+USUAL_BACKEND = "sqlite-local"
+"""The one of every run of all tests."""
+
 _CREDENTIALS_NAME = "TENSORKEEP_TESTS"
 CREDENTIALS = (f"{_CREDENTIALS_NAME}_ACCESS_KEY_ID", f"{_CREDENTIALS_NAME}_SECRET_ACCESS_KEY")
 """The variables that hold the key of S3 devices."""

@@ -14,7 +14,7 @@ import pytest
 
 from bench.make_models import find_minilm, make_model
 from tensorkeep.runtime import ManualClock, Runtime
-from tests.e2e.backends import BACKENDS, CREDENTIALS, open_backend
+from tests.e2e.backends import BACKENDS, CREDENTIALS, USUAL_BACKEND, open_backend
 from tests.e2e.trees import every_dtype, odd_files, write_tree
 from tests.e2e.workshop import Backend, Workshop
 
@@ -77,23 +77,34 @@ def shared_workshop(tmp_path_factory: pytest.TempPathFactory, backend: Backend) 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Have what makes stores be there once for each backend that it is about."""
+    """Have what makes stores be there once for each backend that it is about.
+
+    The first backend is for every run; `make test` runs what is marked ``every_backend`` on the others too, `make soak` all.
+    """
     if "backend" in metafunc.fixturenames:
         own = metafunc.definition.get_closest_marker("backends")
-        parameters = [
-            pytest.param(name, marks=[getattr(pytest.mark, mark) for mark in BACKENDS[name]])
-            for name in (own.args if own else BACKENDS)
-        ]
+        often = metafunc.config.getoption("--backend") or metafunc.definition.get_closest_marker("every_backend")
+        parameters = []
+        for name in own.args if own else BACKENDS:
+            marks = [getattr(pytest.mark, mark) for mark in BACKENDS[name]]
+            if not often and name != USUAL_BACKEND:
+                marks.append(pytest.mark.soak)
+            parameters.append(pytest.param(name, marks=marks))
         metafunc.parametrize("backend", parameters, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the backends that were asked for."""
-    wanted = config.getoption("--backend") or ["sqlite-local"]
+    """Keep the tests of the backends that were asked for; without a word of them, those for every run or those for a soak."""
+    asked = config.getoption("--backend")
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
-        (kept if _backend_of(item) in {None, *wanted} else left_out).append(item)
+        backend = _backend_of(item)
+        if asked:
+            keep = backend in {None, *asked}
+        else:  # left out here, so that they are counted: thousands of names would hide what else was left out
+            keep = config.getoption("--soak") or backend in {None, USUAL_BACKEND} or not item.get_closest_marker("soak")
+        (kept if keep else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 

@@ -28,6 +28,7 @@ def pulls(workshop: Workshop, spec: str, out: Path) -> dict[str, bytes]:
     return read_tree(out)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_gc_frees_exactly_what_only_the_removed_version_used(
     replicas: int, store_factory: StoreFactory, tmp_path: Path

@@ -29,6 +29,7 @@ def check_loads(workshop: Workshop, models: Models) -> None:
     assert all(arrays[name].tobytes() == expected[name].tobytes() for name in expected)  # type: ignore[attr-defined]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_with_two_copies_any_device_may_be_deleted(
     number: int, doubled: Workshop, models: Models, command_line: CommandLine

@@ -14,6 +14,7 @@ from tests.e2e.workshop import Workshop
 SPLITS = ("tensor", "layer", "size", "parts=7", "auto")
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", ["minilm", "tiny", "odd"])
 def test_a_pulled_model_is_byte_for_byte_the_pushed_one(
