@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psycopg
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
@@ -43,6 +43,7 @@ from bench.generated import (
     part_digest,
     part_of,
 )
+from bench.results import Options, Row, Table
 from bench.work import RESULTS
 from tensorkeep.catalog.protocol import ObjectKey, ObjectRequest
 from tensorkeep.planning.read_plan import ExtentMap, choose_copies, plan_reads
@@ -198,6 +199,26 @@ def catalog_figures(rounds: int) -> list[Figure]:
     return _figures(small, large)
 
 
+def catalog_tables(options: Options) -> list[Table]:
+    """Return the table ``catalog``; the model does not matter to it."""
+    rows = [
+        Row(
+            f"{measured['versions']:,.0f} versions of 300 tensors",
+            "ours",
+            {
+                "p50_ms": [measured["plan_ms_p50"]],
+                "p99_ms": [measured["plan_ms_p99"]],
+                "have_ms": [measured["have_ms_p50"]],
+                "gc_seconds": [_spent(measured)],
+                "gc_rows": [measured["gc_rows"]],
+            },
+        )
+        for measured in bench_catalog(SIZES, seconds=30, rounds=options.rounds)
+    ]
+    title = f"Resolve and plan at {REQUESTS_PER_S} requests a second, have(), gc, in PostgreSQL"
+    return [Table("catalog", title, "scripts/bench.sh run catalog", rows)]
+
+
 def _figures(small: Measured, large: Measured) -> list[Figure]:
     size = f"{large['versions']:,.0f} versions of 300 tensors in PostgreSQL"
     gc = f"{REMOVED} removed versions, {large['versions']:,.0f} against {small['versions']:,.0f}"
@@ -221,7 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     words = parser.parse_args()
     found = bench_catalog(words.versions, seconds=words.seconds, rounds=words.rounds)
-    table = Table("", *(f"{measured['versions']:,.0f} versions" for measured in found))
+    table = RichTable("", *(f"{measured['versions']:,.0f} versions" for measured in found))
     for name in found[0]:
         table.add_row(name, *(f"{measured[name]:,.3f}" for measured in found))
     Console(width=100).print(table)

@@ -39,6 +39,9 @@ COLUMNS = {
     "slowest_seconds": Column("max L_i s", less_is_better=None),
     "p50_ms": Column("p50 ms", relative=True, tolerance=0.5),
     "p99_ms": Column("p99 ms"),
+    "have_ms": Column("have of 1,000 ms"),
+    "gc_seconds": Column("gc of 100 s"),
+    "gc_rows": Column("rows read for it", form=",.0f"),
 }
 
 

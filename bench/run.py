@@ -17,7 +17,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
-from bench.results import Options, Result, Table, current_commit, machine_facts, new_result, write_result
+from bench.results import Options, Table, current_commit, machine_facts, new_result, read_result, write_result
 from bench.tables import show
 from bench.work import ROOT
 from bench.workers import THEIR_PYTHON
@@ -31,6 +31,7 @@ SECTIONS: dict[str, str] = {
     "partial": "bench.partial:partial_tables",
     "storage": "bench.storage:storage_tables",
     "remote": "bench.remote_tables:remote_tables",
+    "catalog": "bench.catalog:catalog_tables",
 }
 """Section → ``module:function`` of one that takes `Options` and returns tables, in the order in which they run."""
 
@@ -48,14 +49,16 @@ def draw(path: Path, folder: Path) -> None:
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
-def _measure(names: list[str], options: Options, console: Console) -> Result:
+def _measure(names: list[str], options: Options, console: Console) -> Path:
+    """Return the file of the result; it is written anew after each section, so that a run that is stopped leaves what it has."""
     commit, facts = current_commit(), machine_facts()  # before: also how busy the machine was
-    tables = []
+    result = new_result(options, commit, facts, [])
     for name in names:
         for table in get_section(name)(options):
             show(table, console)
-            tables.append(table)
-    return new_result(options, commit, facts, tables)
+            result.tables.append(table)
+        path = write_result(result)
+    return path
 
 
 def main() -> None:
@@ -72,11 +75,10 @@ def main() -> None:
         parser.error(f"no section is called {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
     options = Options("tiny", 3) if words.quick else Options(words.model, words.rounds)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    result = _measure(words.sections or list(SECTIONS), options, console)
-    path = write_result(result)
+    path = _measure(words.sections or list(SECTIONS), options, console)
     draw(path, path.with_suffix(""))
     console.print(f"written: {path.relative_to(ROOT)}, plots: {path.with_suffix('').relative_to(ROOT)}/")
-    sys.exit(any(table.failures for table in result.tables))
+    sys.exit(any(table.failures for table in read_result(path).tables))
 
 
 if __name__ == "__main__":
