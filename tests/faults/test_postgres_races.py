@@ -5,18 +5,19 @@ has either ended or waits for a lock (the server says which) before the first go
 off must lose data: else the tests would prove nothing.
 """
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, delete, event, func, select, update
+from sqlalchemy import Connection, Table, delete, event, func, select, update
 
-from tensorkeep.catalog import database, schema, sql_commit, sql_gc, sql_journal, sql_loose
+from tensorkeep.catalog import database, schema, sql_commit, sql_gc, sql_journal, sql_loose, sql_push
 from tensorkeep.catalog.access import create_catalog, open_catalog
 from tensorkeep.catalog.protocol import Committed, Needed
 from tensorkeep.catalog.sql import SqlCatalog
@@ -81,7 +82,11 @@ class Race:
             return answer_of(began), answer_of(followed)
 
     def somebody_waits(self) -> bool:
-        query = "SELECT pg_sleep(0.01), count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+        # In this database: other processes of the run have theirs on the same server.
+        query = (
+            "SELECT pg_sleep(0.01), count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+            "WHERE NOT granted AND datname = current_database()"
+        )
         row = self.watcher.execute(query).fetchone()
         return row is not None and row[1] > 0
 
@@ -316,6 +321,20 @@ def test_what_exists_is_answered_without_waiting_for_a_collection_and_the_commit
     assert isinstance(needed, Needed)
     assert {part_key(1), part_key(2)} <= {*needed.keys}
     assert [len(answer.staged) for answer in race.one.stage(session, wanted)] == [1, 1]
+
+
+def test_a_push_whose_new_part_came_and_went_while_it_looked_is_run_again(
+    race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, inserting, times = race.scene.begin(), database.insert_missing, itertools.count()
+
+    def find_taken_first(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        if next(times):  # the first time another push has the row, and a collection drops it a moment later
+            inserting(connection, table, rows)
+
+    monkeypatch.setattr(sql_push, "insert_missing", find_taken_first)
+    [answer] = race.one.stage(session, [race.scene.request(part_key(1))])
+    assert (len(answer.staged), next(times)) == (1, 2)
 
 
 def moves_together(race: Race) -> tuple[Any, Any]:

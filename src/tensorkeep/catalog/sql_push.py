@@ -172,7 +172,7 @@ def _lock_objects(
     part_ids = {key: part_id for key, (part_id, _) in found.items()}
     others = find_parts_of(connection, stored) if stored else []
     locked = lock_parts(connection, list({*part_ids.values(), *others}), exclusive=True)
-    if not {*part_ids.values()} <= {*locked}:
+    if len(part_ids) < len(sizes) or not {*part_ids.values()} <= {*locked}:
         raise Restart  # collected between two statements: nothing referred to it
     for request in requests:
         rules.check_size(request, found[request.key][1])
