@@ -49,6 +49,9 @@ def bring_up_to_date(database: Database) -> None:
         )
     with database.alone() as connection:
         fence(connection)
+        if connection.dialect.name != "sqlite":
+            # An index of a large store takes longer than a statement else may: it would never be migrated.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
         upgrade(connection)
 
 

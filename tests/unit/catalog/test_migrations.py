@@ -21,7 +21,7 @@ from tensorkeep.catalog.postgres_url import parse_postgres_url
 from tensorkeep.catalog.sqlite import open_database
 from tensorkeep.errors import Format, PermissionDenied
 from tensorkeep.testing.catalog_fixtures import STORE
-from tensorkeep.testing.catalog_scene import seeded_runtime
+from tensorkeep.testing.catalog_scene import Scene, part_key, seeded_runtime
 
 RUNTIME = seeded_runtime()
 
@@ -111,6 +111,38 @@ def test_on_postgresql_too_the_migrated_schema_is_the_created_one(store_urls: It
     created, migrated = made
     assert migrated == created
     assert len(created) > 100
+
+
+def test_a_catalog_on_postgresql_with_objects_is_migrated_when_opened_however_long_that_takes(
+    store_urls: Iterator[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, upgrade = next(store_urls), migrating.upgrade
+    catalog = create_catalog(url, store=STORE, policy="replicas=1", runtime=RUNTIME)
+    scene = Scene(catalog, seeded_runtime())
+    scene.add_device("a")
+    version = scene.push(scene.model(), [part_key(1)])
+    held = catalog.locate_all(after=0, limit=99)
+    with catalog._db.alone() as connection:  # as of the revision before digests came first
+        connection.execute(text("ALTER TABLE parts DROP CONSTRAINT uq_parts_digest_kind"))
+        connection.execute(text("ALTER TABLE parts ADD CONSTRAINT uq_parts_kind_digest UNIQUE (kind, digest)"))
+        migrating.stamp(connection, "0003")
+    limits = []
+
+    def note_limit(connection: Connection) -> None:
+        limits.append(connection.execute(text("SHOW statement_timeout")).scalar())
+        upgrade(connection)
+
+    monkeypatch.setattr(migrating, "upgrade", note_limit)
+    migrated = open_catalog(url, runtime=RUNTIME)
+    assert limits == ["0"]
+    assert (migrated.check(), migrated.locate_all(after=0, limit=99)) == ([], held)
+    assert [len(answer.existing) for answer in catalog.stage(scene.begin(), [scene.request(part_key(1))])] == [1]
+    assert migrated.count_short([version.id]) == {}
+    with migrated._db.read() as connection:
+        assert migrating.read_revision(connection, "it") == schema.HEAD
+        assert connection.execute(text("SHOW statement_timeout")).scalar() == "5min"
+    catalog.close()
+    migrated.close()
 
 
 def test_the_list_of_revisions_is_alembics_own() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import tensorkeep
 from tensorkeep.devices import LocalDevice
 from tensorkeep.errors import Unavailable
+from tensorkeep.store.folder_place import FolderPlace
 from tensorkeep.store.store import Store
 from tests.e2e.trees import seeded_bytes
 
@@ -61,3 +63,26 @@ def test_where_one_of_many_deletions_fails_every_row_waits_for_the_next_gc(
     assert (report.deleted, report.waiting, report.unreachable) == (0, report.condemned, ("far",))
     again = store.gc(grace_s=0)
     assert (again.deleted, again.waiting, again.unreachable) == (report.condemned, 0, ())
+
+
+def test_once_its_lock_is_lost_only_what_was_sent_already_is_deleted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, deleted = LocalDevice.delete, itertools.count()
+
+    def count(device: LocalDevice, name: str) -> None:
+        next(deleted)
+        delete(device, name)
+
+    def check() -> None:
+        if next(checks) > 0:
+            raise Unavailable("another process may have the lock", reason="lock_lost")
+
+    checks = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalDevice, "delete", count)
+        patch.setattr(FolderPlace, "lock", lambda _, *, shared: nullcontext(check))
+        with pytest.raises(Unavailable, match="lock"):
+            store.gc(grace_s=0)
+    assert next(deleted) == AT_ONCE
+    assert store.gc(grace_s=0).deleted > AT_ONCE  # what was deleted is forgotten now, with the others
