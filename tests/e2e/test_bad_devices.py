@@ -254,7 +254,7 @@ def test_a_store_without_devices_that_can_be_written(store_factory: StoreFactory
 
 def test_soft_devices_count_only_where_the_user_says_so(store_factory: StoreFactory, more: Path) -> None:
     workshop = store_factory(0)
-    workshop.store.devices.add("memory", "memory://bad-devices")
+    workshop.store.devices.add("memory", f"memory://{more.parent.name}")
     with refused(InvalidInput, "memory", does="add a durable one, or push with --allow-soft"):
         workshop.store.push(more, "acme/m")
     workshop.store.push(more, "acme/m", allow_soft=True)
