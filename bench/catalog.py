@@ -4,9 +4,9 @@
 
 Starts a PostgreSQL of its own and stops it. `bench.generated` says what the versions are made of. A request opens a version of 300
 tensors by name, reads its checks object, finds all its parts and plans their reads. Requests start when they are due, whether
-or not earlier ones have ended, and their latency counts from then; as in any server, what was imported and opened before them is
-kept out of Python's garbage collections (``gc.freeze``), one of which takes 50 ms else. The cost of gc is that of the catalog (no bytes are
-deleted): 100 versions removed, condemned, listed and dropped, in seconds and in rows that the server read.
+or not earlier ones have ended, and their latency counts from then. As a server should, this process keeps what it imported
+and opened before them out of Python's garbage collections (``gc.freeze``): one takes 50 ms else. The cost of gc is that of the
+catalog (no bytes are deleted): 100 versions removed, condemned, listed and dropped, in seconds and in rows that the server read.
 Prints a table and writes ``bench/results/catalog.json``.
 """
 

@@ -30,6 +30,7 @@ class StubStore:
     clock_offset: timedelta = timedelta()
     objects: dict[str, bytes] = field(default_factory=dict)
     deleted: dict[str, bytes] = field(default_factory=dict)
+    torn: dict[str, bytes] = field(default_factory=dict)
     newest: str = ""
     asked: set[tuple[str, str]] = field(default_factory=set)
     port: int = 0
@@ -70,6 +71,14 @@ class StubStore:
             absent and method == "GET" and "hides_absence" in self.wrong
         )
 
+    def look(self, key: str) -> bytes | None:
+        """Return an object; where it shows late what was torn, that is there from the second look on."""
+        with self.lock:
+            found = self.objects.get(key)
+            if "shows_torn_uploads_late" in self.wrong and key in self.torn:
+                self.objects[key] = self.torn.pop(key)
+            return found
+
     def list(self, prefix: str, after: str) -> tuple[list[str], bool]:
         """Return a page of keys, and whether there are more."""
         with self.lock:
@@ -78,6 +87,8 @@ class StubStore:
                 keys = [key for key in keys if key != self.newest]
             if "lists_deleted" in self.wrong:
                 keys = sorted({*keys, *(key for key in self.deleted if key.startswith(prefix) and key > after)})
+            if "lists_torn_uploads" in self.wrong:
+                keys = sorted({*keys, *(key for key in self.torn if key.startswith(prefix) and key > after)})
             if "ends_at_a_page" in self.wrong:
                 return keys[:PAGE], False
             return keys[:PAGE], len(keys) > PAGE
@@ -85,6 +96,7 @@ class StubStore:
     def delete(self, key: str) -> None:
         """Remove an object."""
         with self.lock:
+            self.torn.pop(key, None)
             body = self.objects.pop(key, None)
             if body is not None:
                 self.deleted[key] = body
@@ -125,6 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < promised:
             if "shows_torn_uploads" in self.stub.wrong:
                 self.stub.put(self._key(), body, {})
+            self.stub.torn[self._key()] = body
             if "loses_what_was_torn" in self.stub.wrong:
                 self.stub.delete(self._key())
             self.close_connection = True
@@ -144,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.stub.is_busy(self.command, self.path):
             self._answer(503)
             return
-        body = self.stub.objects.get(self._key())
+        body = self.stub.look(self._key())
         if body is None and "gives_back_deleted" in self.stub.wrong:
             body = self.stub.deleted.get(self._key())
         if body is None:

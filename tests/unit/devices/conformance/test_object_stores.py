@@ -57,6 +57,11 @@ WRONG = {
         InvalidInput,
         "it shows a truncated object: an upload that broke off after 300,000 of 1,000,000 bytes left one",
     ),
+    "shows_torn_uploads_late": (
+        InvalidInput,
+        "it shows a truncated object: an upload that broke off after 300,000 of 1,000,000 bytes left one",
+    ),
+    "lists_torn_uploads": (InvalidInput, "it lists an object whose upload broke off"),
     "loses_what_was_torn": (InvalidInput, "it loses an object when an upload that should replace it breaks off"),
     "lists_late": (InvalidInput, "it lists 0 of 1 objects that are there"),
     "lists_deleted": (InvalidInput, "it still lists parts/00/.*, which was deleted"),
