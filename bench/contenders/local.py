@@ -77,7 +77,12 @@ def _fastsafetensors_load(folder: str) -> Tensors:
     loader = SafeTensorsFileLoader(None, "cpu", nogds=True)
     loader.add_filenames({0: weights(folder)})
     buffers = loader.copy_files_to_device()
-    return Tensors({name: buffers.get_tensor(name) for name in loader.get_keys()}, (loader, buffers))
+
+    def close() -> None:
+        buffers.close()
+        loader.close()
+
+    return Tensors({name: buffers.get_tensor(name) for name in loader.get_keys()}, (loader, buffers), close)
 
 
 def _tensorizer_save(folder: str) -> None:

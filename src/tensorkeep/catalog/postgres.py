@@ -108,6 +108,7 @@ def open_database(
         poolclass=QueuePool,
         pool_size=_POOLED,
         max_overflow=_MOST_CONNECTIONS - _POOLED,
+        pool_use_lifo=True,  # the last used has the statements prepared and the server's caches warm
         pool_timeout=lock_timeout_s,
         use_native_hstore=False,  # it would be looked for on every connection
     )
