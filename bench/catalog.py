@@ -221,12 +221,12 @@ def catalog_tables(options: Options) -> list[Table]:
 
 def _figures(small: Measured, large: Measured) -> list[Figure]:
     size = f"{large['versions']:,.0f} versions of 300 tensors in PostgreSQL"
-    gc = f"{REMOVED} removed versions, {large['versions']:,.0f} against {small['versions']:,.0f}"
+    removed = f"{REMOVED} removed versions, {large['versions']:,.0f} against {small['versions']:,.0f}"
     return [
         Figure(f"{size}: resolve + plan at {REQUESTS_PER_S}/s, p99", large["plan_ms_p99"], 20, "ms"),
         Figure(f"{size}: have() of {DIGESTS:,} digests, median", large["have_ms_p50"], 30, "ms"),
-        Figure(f"removal and gc of {gc}: time", _spent(large) / _spent(small), 2, ""),
-        Figure(f"gc of {gc}: rows read", large["gc_rows"] / small["gc_rows"], 2, ""),
+        Figure(f"removal and gc of {removed}: time", _spent(large) / _spent(small), 2, ""),
+        Figure(f"gc of {removed}: rows read", large["gc_rows"] / small["gc_rows"], 2, ""),
     ]
 
 

@@ -58,6 +58,8 @@ def read_owed_above(
         asked: id of each object → its kind, and for how many copies it is asked.
         devices: all devices of the store.
     """
+    if not asked:
+        return {}
     policies, counted = _read_policies(connection), len(counted_devices(devices))
     highest = {
         kind: max((rules.copies_owed(kind, policy, counted) for policy in policies), default=0) for kind in ObjectKind

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
@@ -22,6 +23,7 @@ from tensorkeep.catalog.retrying import Restart
 from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_owing import read_owed_above
 from tensorkeep.catalog.sql_rows import PLACE_COLUMNS, find_parts, location_values, place_of, read_devices
+from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.json_text import format_time
 
 
@@ -62,23 +64,7 @@ def stage(
     """
     for request in requests:
         rules.check_key(request.key)
-    devices = read_devices(connection)
-
-    def plan(some: Sequence[ObjectRequest], known: Mapping[ObjectKey, _Known]) -> list[StagingPlan]:
-        # Of several requests of one object the one for the fewest copies, last in this order, tells whether others ask more.
-        asked = {
-            known[request.key].part_id: (request.key.kind, request.copies)
-            for request in sorted(some, key=lambda request: -request.copies)
-        }
-        owed = read_owed_above(connection, asked, devices)
-        return plan_staging(
-            [(request, owed.get(known[request.key].part_id, 0)) for request in some],
-            held={request.key: known[request.key].held for request in some},
-            devices=devices,
-            down=down,
-            allow_soft=allow_soft,
-        )
-
+    plan = partial(_plan, connection, devices=read_devices(connection), down=down, allow_soft=allow_soft)
     known = _find_known(connection, session, requests)
     first = plan([request for request in requests if request.key in known], known)
     incomplete = {each.request.key for each in first if not each.is_complete}
@@ -133,6 +119,31 @@ def is_unused() -> tuple[ColumnElement[bool], ...]:
     """Return the conditions, over ``parts``, that an object has neither rows nor versions."""
     rows, part_id = schema.locations, schema.parts.c.id
     return ~found_any(select(rows.c.id).where(rows.c.part_id == part_id)), ~is_referenced(part_id)
+
+
+def _plan(
+    connection: Connection,
+    requests: Sequence[ObjectRequest],
+    known: Mapping[ObjectKey, _Known],
+    *,
+    devices: Sequence[DeviceFacts],
+    down: Collection[str],
+    allow_soft: bool,
+) -> list[StagingPlan]:
+    """Return what each request gets, of objects that are all known."""
+    # Of several requests of one object the one for the fewest copies, last in this order, tells whether others ask more.
+    asked = {
+        known[request.key].part_id: (request.key.kind, request.copies)
+        for request in sorted(requests, key=lambda request: -request.copies)
+    }
+    owed = read_owed_above(connection, asked, devices)
+    return plan_staging(
+        [(request, owed.get(known[request.key].part_id, 0)) for request in requests],
+        held={request.key: known[request.key].held for request in requests},
+        devices=devices,
+        down=down,
+        allow_soft=allow_soft,
+    )
 
 
 def _insert_locations(

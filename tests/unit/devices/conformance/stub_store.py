@@ -137,7 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < promised:
             if "shows_torn_uploads" in self.stub.wrong:
                 self.stub.put(self._key(), body, {})
-            self.stub.torn[self._key()] = body
+            with self.stub.lock:
+                self.stub.torn[self._key()] = body
             if "loses_what_was_torn" in self.stub.wrong:
                 self.stub.delete(self._key())
             self.close_connection = True
