@@ -9,9 +9,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, any_, bindparam, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Engine, Insert, Select, Table, any_, bindparam, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -24,6 +25,9 @@ from tensorkeep.runtime import Failpoints
 
 CHUNK = 5000
 """Most values in one statement: SQLite takes 32,766, PostgreSQL 65,535."""
+
+_GIVEN = "given"
+_POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]  # it has no types
 
 MODE = "tensorkeep_mode"
 """Execution option of connections: what the transaction is for, see `Mode`."""
@@ -167,8 +171,26 @@ def among(connection: Connection, column: ColumnElement[Any], values: Sequence[A
     """
     if connection.dialect.name == "sqlite":
         return column.in_(values)
-    array = _ArrayText(connection.dialect.type_compiler_instance.process(column.type))
-    return column == any_(bindparam(None, _array_text(values), type_=array, unique=True))
+    return column == any_(bindparam(None, _array_text(values), type_=_array_of(column), unique=True))
+
+
+def among_given(dialect: str, column: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the same condition for values that come with each execution, by `given`: such a statement is built once.
+
+    To build one and to find it among those compiled takes SQLAlchemy longer than SQLite takes to run it.
+    """
+    if dialect == "sqlite":
+        return column.in_(bindparam(_GIVEN, expanding=True))
+    return column == any_(bindparam(_GIVEN, type_=_array_of(column)))
+
+
+def given(connection: Connection, values: Sequence[Any]) -> dict[str, Any]:
+    """Return the parameter with the values for `among_given`."""
+    return {_GIVEN: values if connection.dialect.name == "sqlite" else _array_text(values)}
+
+
+def _array_of(column: ColumnElement[Any]) -> _ArrayText:
+    return _ArrayText(_POSTGRES.type_compiler_instance.process(column.type))
 
 
 def _array_text(values: Sequence[Any]) -> str:
@@ -189,18 +211,24 @@ def found_any(query: Select[Any]) -> ColumnElement[bool]:
     return query.limit(literal_column("1")).scalar_subquery().is_not(None)
 
 
+def locks_rows(connection: Connection) -> bool:
+    """Return whether a transaction has to lock rows: on SQLite ``BEGIN IMMEDIATE`` has locked everything."""
+    return connection.dialect.name != "sqlite"
+
+
 def lock_parts(connection: Connection, part_ids: Sequence[int], *, exclusive: bool) -> list[int]:
     """Lock the rows of these objects until the transaction ends, in id order: shared to refer to them, exclusively to condemn.
 
     Returns those that are still there. What the lock protects is read in a later statement. (Tried on PostgreSQL 15: one
     ``UPDATE … WHERE NOT EXISTS``, and ``FOR UPDATE`` on the location row, both lost data.)
     """
-    if connection.dialect.name == "sqlite":
-        return sorted(part_ids)  # BEGIN IMMEDIATE has locked everything
+    if not locks_rows(connection):
+        return sorted(part_ids)
     locked: list[int] = []
     for chunk in chunks(sorted(part_ids)):
-        statement = lock_statement(among(connection, schema.parts.c.id, chunk), exclusive=exclusive)
-        locked += connection.execute(statement).scalars().all()
+        condition = among_given(connection.dialect.name, schema.parts.c.id)
+        statement = lock_statement(condition, exclusive=exclusive)
+        locked += connection.execute(statement, given(connection, chunk)).scalars().all()
     return locked
 
 
@@ -211,12 +239,17 @@ def lock_parts_of(connection: Connection, locations: Sequence[int]) -> list[int]
 
 def find_parts_of(connection: Connection, locations: Sequence[int]) -> list[int]:
     """Return the ids of the objects of these location rows."""
-    column = schema.locations.c.part_id
+    query = _select_parts_of(connection.dialect.name)
     found: set[int] = set()
     for chunk in chunks(locations):
-        query = select(column).where(among(connection, schema.locations.c.id, chunk)).distinct()
-        found.update(connection.execute(query).scalars())
+        found.update(connection.execute(query, given(connection, chunk)).scalars())
     return sorted(found)
+
+
+@cache
+def _select_parts_of(dialect: str) -> Select[int]:
+    table = schema.locations
+    return select(table.c.part_id).where(among_given(dialect, table.c.id)).distinct()
 
 
 def lock_statement(condition: ColumnElement[bool], *, exclusive: bool) -> Select[int]:
@@ -227,13 +260,14 @@ def lock_statement(condition: ColumnElement[bool], *, exclusive: bool) -> Select
 
 def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert the rows whose unique columns are not taken yet; others stay as they are."""
-    statement: sqlite.Insert | postgresql.Insert
-    if connection.dialect.name == "sqlite":
-        statement = sqlite.insert(table).on_conflict_do_nothing()
-    else:
-        statement = postgresql.insert(table).on_conflict_do_nothing()
     if rows:
-        connection.execute(statement, list(rows))
+        connection.execute(_insert_untaken(connection.dialect.name, table), list(rows))
+
+
+@cache
+def _insert_untaken(dialect: str, table: Table) -> Insert:
+    made = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    return made.on_conflict_do_nothing()
 
 
 def chunks(values: Sequence[Any], size: int = CHUNK) -> Iterator[Sequence[Any]]:

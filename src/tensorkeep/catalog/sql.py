@@ -187,7 +187,7 @@ class SqlCatalog:
             staged = sql_push.stage(
                 connection, session, requests, down=frozenset(down), allow_soft=allow_soft, stored=stored
             )
-            return staged, sql_push.record_stored(connection, session, stored)
+            return staged, sql_push.record_stored(connection, session, stored, locked=True)
 
         return self._db.writing(step)
 

@@ -15,13 +15,14 @@ from tensorkeep.records.history import Change, take_snapshot
 
 _ROW = (schema.journal.c.epoch, schema.journal.c.seq, schema.journal.c.digest, schema.journal.c.body)
 
+_STORE = schema.store.c
+_INFO = select(_STORE.store, _STORE.epoch, _STORE.last_seq, _STORE.head, _STORE.policy)
+_END = select(_STORE.store, _STORE.epoch, _STORE.last_seq, _STORE.head, _STORE.last_snapshot)
+
 
 def read_info(connection: Connection) -> CatalogInfo:
     """Return the store's identity and the journal's head."""
-    table = schema.store
-    row = connection.execute(
-        select(table.c.store, table.c.epoch, table.c.last_seq, table.c.head, table.c.policy)
-    ).first()
+    row = connection.execute(_INFO).first()
     if row is None:
         raise Integrity("the catalog has lost its store row: run `tensorkeep rebuild-catalog`")
     return CatalogInfo(**row._mapping)
@@ -29,9 +30,7 @@ def read_info(connection: Connection) -> CatalogInfo:
 
 def read_end(connection: Connection, *, lock: bool = False) -> ChainEnd:
     """Return where the journal stands; ``lock`` keeps other transactions from appending (SQLite: they can't anyway)."""
-    table = schema.store
-    query = select(table.c.store, table.c.epoch, table.c.last_seq, table.c.head, table.c.last_snapshot)
-    row = connection.execute(query.with_for_update() if lock else query).first()
+    row = connection.execute(_END.with_for_update() if lock else _END).first()
     if row is None:
         raise Integrity("the catalog has lost its store row: run `tensorkeep rebuild-catalog`")
     return ChainEnd(**row._mapping)

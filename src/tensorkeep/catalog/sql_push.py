@@ -2,20 +2,23 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, Update, bindparam, delete, insert, select, update
 
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import (
     among,
+    among_given,
     chunks,
     find_parts_of,
     found_any,
+    given,
     insert_missing,
     lock_parts,
     lock_parts_of,
+    locks_rows,
 )
 from tensorkeep.catalog.placing import Held, StagingPlan, plan_staging
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
@@ -38,6 +41,9 @@ def keep_session(connection: Connection, session: str, now: datetime) -> None:
 def end_session(connection: Connection, session: str) -> None:
     """Close a session."""
     connection.execute(delete(schema.push_sessions).where(schema.push_sessions.c.id == session))
+
+
+_INSERT_LOCATION = insert(schema.locations)
 
 
 class _Known(NamedTuple):
@@ -82,18 +88,36 @@ def stage(
     return [complete.get(request.key) or next(answers) for request in requests]
 
 
-def record_stored(connection: Connection, session: str, locations: Sequence[int]) -> list[int]:
-    """Move the session's staged rows to stored; return those that are condemned or gone."""
-    table = schema.locations
-    kept: set[int] = set()
+def record_stored(connection: Connection, session: str, locations: Sequence[int], *, locked: bool = False) -> list[int]:
+    """Move the session's staged rows to stored; return those that are condemned or gone. ``locked``: their objects are."""
+    dialect = connection.dialect.name
+    lost: list[int] = []
     for chunk in chunks(locations):
-        rows = among(connection, table.c.id, chunk)
-        lock_parts_of(connection, chunk)
-        connection.execute(
-            update(table).where(rows, table.c.state == "staged", table.c.session == session).values(state="stored")
-        )
-        kept.update(connection.execute(select(table.c.id).where(rows, table.c.state != "condemned")).scalars())
-    return [number for number in locations if number not in kept]
+        if not locked:
+            lock_parts_of(connection, chunk)
+        numbers = given(connection, chunk)
+        moved = connection.execute(_update_staged(dialect), {"owner": session, **numbers}).scalars().all()
+        if len(moved) < len(set(chunk)):  # recorded before, or condemned
+            kept = {*connection.execute(_select_kept(dialect), numbers).scalars()}
+            lost += [number for number in chunk if number not in kept]
+    return lost
+
+
+@cache
+def _update_staged(dialect: str) -> Update:
+    table = schema.locations
+    return (
+        update(table)
+        .where(among_given(dialect, table.c.id), table.c.state == "staged", table.c.session == bindparam("owner"))
+        .values(state="stored")
+        .returning(table.c.id)
+    )
+
+
+@cache
+def _select_kept(dialect: str) -> Select[int]:
+    table = schema.locations
+    return select(table.c.id).where(among_given(dialect, table.c.id), table.c.state != "condemned")
 
 
 def forget_staged(connection: Connection, session: str, locations: Sequence[int], now: datetime) -> None:
@@ -151,19 +175,25 @@ def _insert_locations(
 ) -> None:
     if new:
         rows = [{**location_values(location, part_ids[location.key]), "session": session} for location in new]
-        connection.execute(insert(schema.locations), rows)
+        connection.execute(_INSERT_LOCATION, rows)
 
 
 def _read_numbers(connection: Connection, session: str, part_ids: Sequence[int]) -> dict[tuple[str, str], int]:
     """Return the row ids of a session's staged rows of these objects, by device and name."""
-    table = schema.locations
+    query = _select_numbers(connection.dialect.name)
     found: dict[tuple[str, str], int] = {}
     for chunk in chunks(part_ids):
-        query = select(table.c.device, table.c.name, table.c.id).where(
-            among(connection, table.c.part_id, chunk), table.c.session == session, table.c.state == "staged"
-        )
-        found.update(((device, name), number) for device, name, number in connection.execute(query))
+        rows = connection.execute(query, {"session": session, **given(connection, chunk)})
+        found.update(((device, name), number) for device, name, number in rows)
     return found
+
+
+@cache
+def _select_numbers(dialect: str) -> Select[Any]:
+    table = schema.locations
+    return select(table.c.device, table.c.name, table.c.id).where(
+        among_given(dialect, table.c.part_id), table.c.session == bindparam("session"), table.c.state == "staged"
+    )
 
 
 def _lock_objects(
@@ -181,7 +211,7 @@ def _lock_objects(
     found = find_parts(connection, missing)
     found.update((key, (known[key].part_id, known[key].size_bytes)) for key in sizes if key in known)
     part_ids = {key: part_id for key, (part_id, _) in found.items()}
-    others = find_parts_of(connection, stored) if stored else []
+    others = find_parts_of(connection, stored) if stored and locks_rows(connection) else []
     locked = lock_parts(connection, list({*part_ids.values(), *others}), exclusive=True)
     if len(part_ids) < len(sizes) or not {*part_ids.values()} <= {*locked}:
         raise Restart  # collected between two statements: nothing referred to it
@@ -196,19 +226,13 @@ def _find_known(connection: Connection, session: str, requests: Sequence[ObjectR
     Raises:
         Integrity: a request says another size.
     """
-    parts, table = schema.parts, schema.locations
-    columns = (parts.c.digest, parts.c.id, parts.c.size_bytes, table.c.session, *PLACE_COLUMNS)
+    query = _select_known(connection.dialect.name)
     known: dict[ObjectKey, _Known] = {}
     for kind in {request.key.kind for request in requests}:
         keys = {request.key.digest: request.key for request in requests if request.key.kind is kind}
         for chunk in chunks(list(keys)):
-            query = (
-                select(*columns)
-                .join_from(parts, table, table.c.part_id == parts.c.id, isouter=True)
-                .where(parts.c.kind == kind.value, among(connection, parts.c.digest, chunk))
-                .order_by(table.c.id)
-            )
-            for digest, part_id, size_bytes, owner, *place in connection.execute(query).all():
+            rows = connection.execute(query, {"kind": kind.value, **given(connection, chunk)}).all()
+            for digest, part_id, size_bytes, owner, *place in rows:
                 key = keys[digest]
                 if key not in known:
                     known[key] = _Known(part_id, size_bytes, [])
@@ -218,3 +242,14 @@ def _find_known(connection: Connection, session: str, requests: Sequence[ObjectR
         if request.key in known:
             rules.check_size(request, known[request.key].size_bytes)
     return known
+
+
+@cache
+def _select_known(dialect: str) -> Select[Any]:
+    parts, table = schema.parts, schema.locations
+    return (
+        select(parts.c.digest, parts.c.id, parts.c.size_bytes, table.c.session, *PLACE_COLUMNS)
+        .join_from(parts, table, table.c.part_id == parts.c.id, isouter=True)
+        .where(parts.c.kind == bindparam("kind"), among_given(dialect, parts.c.digest))
+        .order_by(table.c.id)
+    )

@@ -1,11 +1,13 @@
 """Where objects are, what versions hold, what is short. Each function is a step of one transaction."""
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Connection, Select, exists, func, literal_column, select, update
+from sqlalchemy import Connection, Select, bindparam, exists, func, literal_column, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import among, chunks, lock_parts_of
+from tensorkeep.catalog.database import among, among_given, chunks, given, lock_parts_of
 from tensorkeep.catalog.protocol import DeviceUsage, Location, ObjectKey, VersionUsage
 from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_owing import copies_owed_of, read_owed, usable_copies
@@ -17,20 +19,25 @@ from tensorkeep.records.naming import ObjectKind
 def locate(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
     """Return the live, stored and bad rows of these objects on devices that are not lost; a list for every key."""
     found: dict[ObjectKey, list[Location]] = {key: [] for key in keys}
-    parts = schema.parts
+    query = _select_located(connection.dialect.name)
     for kind in ObjectKind:
         digests = [key.digest for key in found if key.kind is kind]
         for chunk in chunks(digests):
-            query = _locations().where(
-                parts.c.kind == kind.value,
-                among(connection, parts.c.digest, chunk),
-                schema.locations.c.state.in_((*rules.USABLE, "bad")),
-                schema.devices.c.state != "lost",
-            )
-            for row in connection.execute(query).all():
+            for row in connection.execute(query, {"kind": kind.value, **given(connection, chunk)}).all():
                 location = location_of(row)
                 found[location.key].append(location)
     return found
+
+
+@cache
+def _select_located(dialect: str) -> Select[Any]:
+    parts = schema.parts
+    return _locations().where(
+        parts.c.kind == bindparam("kind"),
+        among_given(dialect, parts.c.digest),
+        schema.locations.c.state.in_((*rules.USABLE, "bad")),
+        schema.devices.c.state != "lost",
+    )
 
 
 def copies_owed(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, int]:

@@ -1,13 +1,14 @@
 """Rows of the tables as values, and values as rows."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from tensorkeep.catalog import schema
-from tensorkeep.catalog.database import among, chunks
+from tensorkeep.catalog.database import among_given, chunks, given
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.errors import NotFound
 from tensorkeep.records.conformance import Conformance
@@ -30,6 +31,7 @@ PLACE_COLUMNS = (
 LOCATION_COLUMNS = (schema.parts.c.kind, schema.parts.c.digest, schema.parts.c.size_bytes, *PLACE_COLUMNS)
 
 _DEVICE_COLUMNS = tuple(schema.devices.c[field] for field in DeviceFacts.__struct_fields__)
+_DEVICES = select(*_DEVICE_COLUMNS).order_by(schema.devices.c.number)
 _MODEL_COLUMNS = tuple(schema.models.c[field] for field in ModelFacts.__struct_fields__)
 _VERSION_COLUMNS = tuple(schema.versions.c[field] for field in VersionFacts.__struct_fields__)
 _REF_COLUMNS = tuple(schema.refs.c[field] for field in RefFacts.__struct_fields__)
@@ -82,7 +84,7 @@ def model_values(facts: ModelFacts) -> dict[str, Any]:
 
 def read_devices(connection: Connection) -> list[DeviceFacts]:
     """Return all devices in order of being added."""
-    rows = connection.execute(select(*_DEVICE_COLUMNS).order_by(schema.devices.c.number))
+    rows = connection.execute(_DEVICES)
     return [DeviceFacts(**{**row._mapping, "conformance": _parse_conformance(row.conformance)}) for row in rows]
 
 
@@ -153,15 +155,19 @@ def find_part_ids(connection: Connection, keys: Sequence[ObjectKey]) -> dict[Obj
 
 def find_parts(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, tuple[int, int]]:
     """Return the row ids and sizes of the objects that the catalog knows among these; a row's size never changes."""
-    table = schema.parts
+    query = _select_parts(connection.dialect.name)
     found: dict[ObjectKey, tuple[int, int]] = {}
     for kind in ObjectKind:
         digests = [key.digest for key in keys if key.kind is kind]
         for chunk in chunks(digests):
-            rows = connection.execute(
-                select(table.c.digest, table.c.id, table.c.size_bytes).where(
-                    table.c.kind == kind.value, among(connection, table.c.digest, chunk)
-                )
-            )
+            rows = connection.execute(query, {"kind": kind.value, **given(connection, chunk)})
             found.update((ObjectKey(kind, digest), (part_id, size)) for digest, part_id, size in rows.all())
     return found
+
+
+@cache
+def _select_parts(dialect: str) -> Select[Any]:
+    table = schema.parts
+    return select(table.c.digest, table.c.id, table.c.size_bytes).where(
+        table.c.kind == bindparam("kind"), among_given(dialect, table.c.digest)
+    )
