@@ -89,6 +89,10 @@ class Ceph(Engine):
         if name == "rgw":
             self.servers[name].wait_until(self.answers, limit_s=limit_s)
 
+    def settle(self) -> None:
+        """Return when the gateway has given back the space of what was deleted so far: a measurement after it pays for none of it."""
+        run("radosgw-admin", "-c", self._config, "gc", "process", "--include-all")
+
     def answers(self) -> bool:
         """Return whether the gateway answers a request."""
         asked = http.client.HTTPConnection(HOST, self._port, timeout=5)
