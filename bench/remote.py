@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is fo
 
 import tensorkeep
 from bench.figures import Figure
+from bench.rounds import fetch_memory
 from bench.work import RESULTS, ROOT, WORK, get_model, remove
 from tests.engines.ceph import Ceph
 from tests.engines.servers import S3Account
@@ -83,6 +84,7 @@ class Child:
         """Return what a job cost; it must have moved at least that many bytes."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        fetch_memory()
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline() or "{}")

@@ -20,9 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.contenders.worker import PAGE_BYTES, cpu_seconds, forget_memory, peak_bytes, reset_peak
+from tensorkeep.transfer.memory import allocate
 
 MOST_STILL_WARM = 0.02
 """How much of the files may lie in the page cache after it was dropped: a page or two that the kernel holds on to."""
+
+_FETCHED_BYTES = 4 << 30
 
 
 class ContenderFailed(Exception):
@@ -99,6 +102,7 @@ def alternate(turns: Sequence[Turn], *, rounds: int, failures: dict[str, str] | 
                 continue
             try:
                 turn.prepare()
+                fetch_memory()
                 taken = turn.take()
             except ContenderFailed as error:
                 if failures is None:
@@ -131,6 +135,23 @@ def _run_here(run: Callable[[], Any]) -> Round:
     taken = Round(time.perf_counter() - wall, cpu_seconds() - cpu, peak_bytes() - before)
     del result
     return taken
+
+
+def fetch_memory() -> None:
+    """Touch and free as much memory as the largest contender takes, at most half of what is free.
+
+    A virtual machine that reports its free pages (virtio-balloon) loses them after about 2 seconds; whoever takes them next waits
+    until the host has given them back, five times as long as for clearing them. Without this a round's seconds tell how long
+    ago others freed memory.
+    """
+    size = min(_FETCHED_BYTES, free_memory_bytes() // 2)
+    np.frombuffer(allocate(size), np.uint8)[::PAGE_BYTES] = 1
+
+
+def free_memory_bytes() -> int:
+    """Return how much memory nobody uses, not even the page cache."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
+    return int(lines["MemFree"].split()[0]) * 1024
 
 
 def touch(arrays: Iterable[npt.NDArray[Any]]) -> int:
