@@ -25,7 +25,7 @@ from tensorkeep.transfer.memory import allocate
 MOST_STILL_WARM = 0.02
 """How much of the files may lie in the page cache after it was dropped: a page or two that the kernel holds on to."""
 
-_FETCHED_BYTES = 4 << 30
+FETCHED_BYTES = 4 << 30
 
 
 class ContenderFailed(Exception):
@@ -144,7 +144,7 @@ def fetch_memory() -> None:
     until the host has given them back, five times as long as for clearing them. Without this a round's seconds tell how long
     ago others freed memory.
     """
-    size = min(_FETCHED_BYTES, free_memory_bytes() // 2)
+    size = min(FETCHED_BYTES, free_memory_bytes() // 2)
     np.frombuffer(allocate(size), np.uint8)[::PAGE_BYTES] = 1
 
 

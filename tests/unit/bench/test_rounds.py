@@ -1,11 +1,13 @@
 """Rounds alternate, and files are as warm or cold as the bench says."""
 
 import mmap
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from bench import rounds
 from bench.rounds import (
     Contender,
     ContenderFailed,
@@ -27,6 +29,27 @@ def test_contenders_take_turns_each_after_its_preparation() -> None:
     ]
     measure(contenders, rounds=2)
     assert seen == ["prepare A", "A", "prepare B", "B"] * 2
+
+
+def test_memory_is_fetched_after_the_preparation_and_before_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(rounds, "allocate", lambda size: seen.append("fetch") or bytearray(size))  # type: ignore[func-returns-value]
+    contenders = [Contender(name, partial(seen.append, name), partial(seen.append, "prepare")) for name in ("A", "B")]
+    measure(contenders, rounds=1)
+    assert seen == ["prepare", "fetch", "A", "prepare", "fetch", "B"]
+
+
+def test_at_most_half_of_the_free_memory_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[int] = []
+    monkeypatch.setattr(rounds, "allocate", lambda size: fetched.append(size) or bytearray(size))  # type: ignore[func-returns-value]
+    for free in (1 << 30, 1 << 20):
+        monkeypatch.setattr(rounds, "free_memory_bytes", lambda free=free: free)
+        rounds.fetch_memory()
+    assert fetched == [1 << 20, 1 << 19]
+
+
+def test_free_memory_is_some_and_less_than_all() -> None:
+    assert 0 < rounds.free_memory_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_every_round_is_kept_and_memory_is_that_of_the_greediest() -> None:
