@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from typing_extensions import Buffer
 
-from tensorkeep.devices.protocol import Device, ObjectInfo
+from tensorkeep.devices.protocol import Device, MappableDevice, ObjectInfo
 from tensorkeep.records.device import Durability
 
 T = TypeVar("T")
@@ -18,6 +18,9 @@ class ForwardingDevice:
     Args:
         inner: the device to wrap.
     """
+
+    LETS_MAP = True
+    """Whether objects of the device inside may be mapped past this one. What is mapped is also read, through it."""
 
     def __init__(self, inner: Device) -> None:
         self.inner = inner
@@ -101,6 +104,15 @@ def innermost(device: Device) -> Device:
     while isinstance(device, ForwardingDevice):
         device = device.inner
     return device
+
+
+def mappable(device: Device) -> MappableDevice | None:
+    """Return the device inside all wrappers if its objects may be mapped: a mapping goes past wrappers, a limit of its rate too."""
+    while isinstance(device, ForwardingDevice):
+        if not device.LETS_MAP:
+            return None
+        device = device.inner
+    return device if isinstance(device, MappableDevice) and device.maps_files else None
 
 
 def _started(objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:

@@ -1,12 +1,13 @@
 """Reading a folder of this machine as a device: what `LocalDevice` does without changing anything.
 
-Objects are read with ``preadv``, never mapped: a file that shrinks under a mapping kills the process, here it is an
-`Integrity` error. Absence is told from a disk that is not there: an empty mount point is `Unavailable`, not `NotFound`.
+Objects are read with ``preadv``: a file that shrinks under a mapping kills the process, here it is an `Integrity` error. Who
+maps one (`open_to_map`) reads it too, to verify it, and touches the mapping afterwards. Absence is told from a disk that is not there: an empty mount point is `Unavailable`, not `NotFound`.
 """
 
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 
 from tensorkeep.devices import mounts
@@ -88,6 +89,25 @@ class LocalReader:
         with translated_os_errors(f"reading {name}", url=self._url, name=name):
             return self._read_open(self._open_object(name), name)
 
+    @cached_property
+    def maps_files(self) -> bool:
+        """Whether objects may be mapped: on file systems of this machine; looked up at the first use."""
+        try:
+            return mounts.can_map(self._root)
+        except OSError:
+            return False
+
+    def open_to_map(self, name: str, size_bytes: int) -> int:
+        """Return a descriptor of an object that has exactly that many bytes; whoever gets it closes it."""
+        check_object_name(name)
+        with translated_os_errors(f"opening {name}", url=self._url, name=name):
+            descriptor = self._open_object(name)
+            with ExitStack() as opened:
+                opened.callback(self._system.close, descriptor)
+                self._check_size(self._object_size(self._system.fstat(descriptor), name), name, size_bytes)
+                opened.pop_all()
+            return descriptor
+
     def size_of(self, name: str) -> int:
         """Return the size of an object in bytes."""
         check_object_name(name)
@@ -168,6 +188,16 @@ class LocalReader:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         finally:
             self._system.close(descriptor)
+
+    def _check_size(self, size: int, name: str, expected: int) -> None:
+        if size != expected:
+            raise Integrity(
+                f"{name} on {self._url} has {size} bytes, not {expected}",
+                device=self._url,
+                object=name,
+                size_bytes=size,
+                needed_bytes=expected,
+            )
 
     def _too_short(self, name: str, needed: int, size: int) -> Integrity:
         return Integrity(

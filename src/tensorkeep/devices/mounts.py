@@ -19,6 +19,25 @@ SOFT_FILE_SYSTEMS = frozenset(
 )
 """Beside everything of FUSE: its server may answer an fsync without doing one."""
 
+MAPPED_FILE_SYSTEMS = frozenset(
+    {
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "btrfs",
+        "zfs",
+        "f2fs",
+        "bcachefs",
+        "erofs",
+        "squashfs",
+        "overlay",
+        "tmpfs",
+        "ramfs",
+    }
+)
+"""Where a file's pages are this machine's own: over a network a page may take seconds, or a server change it under a mapping."""
+
 SOFT_OPTIONS = frozenset({"volatile", "nobarrier", "barrier=0"})
 """Mount options that take the meaning from fsync: overlayfs without any sync, ext4 and XFS without cache flushes."""
 
@@ -44,6 +63,16 @@ def durability_of(path: str) -> Durability:
     """
     mount = mount_of(path)
     return "durable" if mount is not None and is_durable(mount) else "soft"
+
+
+def can_map(path: str) -> bool:
+    """Return whether files under an existing path may be mapped; not where the mount table does not tell.
+
+    Raises:
+        OSError: the path can't be looked at.
+    """
+    mount = mount_of(path)
+    return mount is not None and mount.file_system in MAPPED_FILE_SYSTEMS
 
 
 def mount_of(path: str) -> Mount | None:

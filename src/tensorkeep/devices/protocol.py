@@ -117,3 +117,20 @@ class ThrottlingDevice(Protocol):
     @property
     def throttled(self) -> int:
         """How often the store has asked for fewer requests since the device was opened."""
+
+
+@runtime_checkable
+class MappableDevice(Protocol):
+    """What devices also have whose objects are files that can be mapped."""
+
+    @property
+    def maps_files(self) -> bool:
+        """Whether they can be here: a file system of this machine."""
+
+    def open_to_map(self, name: str, size_bytes: int) -> int:
+        """Return a descriptor of an object that has exactly that many bytes; whoever gets it closes it.
+
+        Raises:
+            NotFound, Unavailable: as reads do.
+            Integrity: it has another size.
+        """

@@ -59,6 +59,8 @@ class RateLimitedDevice(ForwardingDevice):
         runtime: its clock.
     """
 
+    LETS_MAP = False
+
     def __init__(self, inner: Device, *, rate_bytes_per_s: int, runtime: Runtime) -> None:
         super().__init__(inner)
         if rate_bytes_per_s <= 0:

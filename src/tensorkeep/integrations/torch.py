@@ -42,13 +42,15 @@ _DTYPES: dict[str, str] = {
 class TorchFramework:
     """Makes torch tensors."""
 
-    def make_empty(self, dtype: str, shape: tuple[int, ...], device: str | None) -> Destination:
+    def make_empty(
+        self, dtype: str, shape: tuple[int, ...], device: str | None, memory: memoryview | None = None
+    ) -> Destination:
         """Return an empty CPU tensor and the numpy view of its memory."""
         kind = torch.uint8 if dtype.startswith(GGUF_PREFIX) else getattr(torch, _DTYPES.get(dtype, ""), None)
         if kind is None:
             raise InvalidInput(f"torch has no dtype for {dtype}: load it with framework='numpy'", dtype=dtype)
         _check_device(device)
-        view = empty_array(dtype, shape)
+        view = empty_array(dtype, shape, memory)
         if view.size == 0:
             return Destination(torch.empty(view.shape, dtype=kind), view)
         return Destination(torch.frombuffer(view.reshape(-1).view(np.uint8), dtype=kind).reshape(view.shape), view)

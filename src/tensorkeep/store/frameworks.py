@@ -29,8 +29,10 @@ class Destination(NamedTuple):
 class Framework(Protocol):
     """Makes and reads a framework's arrays. Implementations are classes without arguments."""
 
-    def make_empty(self, dtype: str, shape: tuple[int, ...], device: str | None) -> Destination:
-        """Return an empty array of that safetensors dtype and shape (elements).
+    def make_empty(
+        self, dtype: str, shape: tuple[int, ...], device: str | None, memory: memoryview | None = None
+    ) -> Destination:
+        """Return an empty array of that safetensors dtype and shape (elements); over ``memory``, if that is given.
 
         Raises:
             InvalidInput: the framework has no such dtype or device.
@@ -46,11 +48,13 @@ class Framework(Protocol):
 class NumpyFramework:
     """numpy arrays; bfloat16 and 8-bit floats by ml_dtypes, narrower types as packed bytes."""
 
-    def make_empty(self, dtype: str, shape: tuple[int, ...], device: str | None) -> Destination:
-        """Return an empty array in memory of its own."""
+    def make_empty(
+        self, dtype: str, shape: tuple[int, ...], device: str | None, memory: memoryview | None = None
+    ) -> Destination:
+        """Return an empty array, in memory of its own where none is given."""
         if device not in (None, "cpu"):
             raise InvalidInput(f"numpy has no device {device!r}: leave it out", device=device)
-        array = empty_array(dtype, shape)
+        array = empty_array(dtype, shape, memory)
         return Destination(array, array)
 
     def finish(self, destination: Destination, device: str | None) -> Any:  # noqa: ARG002 - the protocol's names
@@ -62,14 +66,16 @@ class NumpyFramework:
         return array if isinstance(array, np.ndarray) else None
 
 
-def empty_array(dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return an empty numpy array for a tensor, in page-aligned memory that the array alone keeps."""
+def empty_array(dtype: str, shape: tuple[int, ...], memory: memoryview | None = None) -> npt.NDArray[Any]:
+    """Return an empty numpy array for a tensor: over ``memory``, or in page-aligned memory that the array alone keeps."""
     kind = get_dtype(dtype)
     packed = packed_shape(shape, kind)
     count = math.prod(packed)  # not numpy's: 15 µs each, and a model may have 60,000 tensors
     if count == 0:
         return np.empty(packed, dtype=kind.numpy)
-    return np.frombuffer(allocate(count * kind.numpy.itemsize), dtype=kind.numpy).reshape(packed)
+    if memory is None:
+        memory = allocate(count * kind.numpy.itemsize)
+    return np.frombuffer(memory, dtype=kind.numpy).reshape(packed)
 
 
 def get_framework(name: str) -> Framework:

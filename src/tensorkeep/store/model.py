@@ -108,7 +108,10 @@ class Model:
             include: a glob, or several, over tensor names; None is all.
             verify: ``blocks`` (XXH3 of every block, the default), ``digest`` (BLAKE3 of whole parts; the default where a
                 device is marked untrusted), or ``off``.
-            mode: ``auto`` or ``read``; both read into memory of the arrays' own.
+            mode: ``auto``: arrays on the CPU lie over the files of their parts where these are on file systems of this machine and
+                cuts suit it, verified like all others; the pages are shared by all processes that load them, and what is
+                written to an array stays in this process. A file that is truncated later, or a disk that fails, ends the
+                process when the array is touched. ``read``, and ``digest``: every array is in memory of its own.
             deadline_s: seconds after which the load fails instead of waiting.
             memory_limit: most bytes of buffers beside the arrays.
             progress: True for a line on standard error, or a callable.
@@ -123,10 +126,24 @@ class Model:
             raise InvalidInput(f"{mode!r} is no load mode: use 'auto' or 'read'", mode=mode)
         names = self._select(include)
         made = get_framework(framework)
-        destinations = {name: made.make_empty(t.dtype, t.shape, device) for name, (_, t) in names.items()}
-        boxes = [_whole_box(file, tensor, destinations[name]) for name, (file, tensor) in names.items()]
-        callback = progress_callback(progress)
-        self.read_boxes(boxes, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit, progress=callback)
+        reader = self._reader(verify, deadline_s, memory_limit)
+        # Whoever may change files behind a digest may do so after it was compared: then memory of its own is safer.
+        maps = mode == "auto" and device in (None, "cpu") and reader.verify != "digest"
+        laid = reader.map_tensors(list(names.values())) if maps else None
+        views = laid[0].views if laid else {}
+        destinations = {
+            name: made.make_empty(tensor.dtype, tensor.shape, device, views.get(number))
+            for number, (name, (_, tensor)) in enumerate(names.items())
+        }
+        boxes = [
+            _whole_box(file, tensor, destinations[name])
+            for number, (name, (file, tensor)) in enumerate(names.items())
+            if number not in views
+        ]
+        needed = sum(destination.view.nbytes for destination in destinations.values())
+        reader.progress = ByteProgress(progress_callback(progress), "load", needed)
+        reader.read_boxes(boxes, laid)
+        self.report = reader.report()
         return {name: made.finish(destination, device) for name, destination in destinations.items()}
 
     def save(

@@ -11,17 +11,21 @@ from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.read_plan import ExtentMap, PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
-from tensorkeep.records.manifest import Manifest
+from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.structure import part_table
 from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors
 from tensorkeep.transfer.reader import read_boxes, read_parts
 from tensorkeep.transfer.report import LoadReport, Verify, add_reports
 from tensorkeep.transfer.sources import PartTable
 
 DEFAULT_MEMORY_LIMIT_BYTES = 256 << 20
+
+LaidTensors = tuple[MappedTensors, PartTable]
+"""Tensors that lie over files, and the table of parts that they were laid by."""
 
 
 def choose_verify(context: StoreContext, wanted: Verify | None) -> Verify:
@@ -72,11 +76,18 @@ class VersionReader:
         """Return what all reads up to now did, as one."""
         return add_reports(self._reports, verify=self.verify)
 
-    def read_boxes(self, boxes: Sequence[Box]) -> None:
-        """Fill the destinations of boxes; see `transfer.reader.read_boxes`."""
+    def map_tensors(self, tensors: Sequence[tuple[File, Tensor]]) -> LaidTensors:
+        """Lay whole tensors over files where that can be done; `read_boxes` verifies them. See `transfer.mapped_tensors`."""
+        table = self._table(_parts_of(tensors))
+        return map_tensors(tensors, table), table
+
+    def read_boxes(self, boxes: Sequence[Box], mapping: LaidTensors | None = None) -> None:
+        """Fill the destinations of boxes, and verify what was mapped; see `transfer.reader.read_boxes`."""
+        mapped, table = mapping or (None, self._table(_parts_of((box.file, box.tensor) for box in boxes)))
         report = read_boxes(
             boxes,
-            parts=self._table(_parts_of(boxes)),
+            parts=table,
+            mapped=mapped,
             verify=self.verify,
             deadline_s=self._left_s(),
             memory_limit_bytes=self._memory_limit_bytes,
@@ -121,13 +132,13 @@ class VersionReader:
             self.progress.count(size_bytes)
 
 
-def _parts_of(boxes: Iterable[Box]) -> set[int]:
-    """Return the parts that the tensors of boxes touch."""
+def _parts_of(tensors: Iterable[tuple[File, Tensor]]) -> set[int]:
+    """Return the parts that tensors touch."""
     maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
     parts: set[int] = set()
-    for box in boxes:
-        extents = maps.get(id(box.file))
+    for file, tensor in tensors:
+        extents = maps.get(id(file))
         if extents is None:
-            extents = maps[id(box.file)] = ExtentMap(box.file.extents)
-        parts.update(piece.part for piece in extents.pieces(box.tensor.start, box.tensor.length, 0))
+            extents = maps[id(file)] = ExtentMap(file.extents)
+        parts.update(piece.part for piece in extents.pieces(tensor.start, tensor.length, 0))
     return parts

@@ -30,7 +30,10 @@ class Failure:
 
 @dataclass(slots=True)
 class ReadJob:
-    """A read, its copies still to try (best first), and its state between attempts. Used by one thread at a time."""
+    """A read, its copies still to try (best first), and its state between attempts. Used by one thread at a time.
+
+    ``optional``: where no copy is left the load goes on without it; its part is among `Scheduler.abandoned`.
+    """
 
     read: PartRead
     sources: list[PartSource]
@@ -40,6 +43,7 @@ class ReadJob:
     image: PartImage | None = None
     copied: list[Piece] = field(default_factory=list)
     scratch: memoryview | None = None
+    optional: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -128,12 +132,16 @@ class Reading:
         job.pending = job.pending if restart else [(each.start, each.end) for each in bad] + left
         return done, failure, stopped
 
-    def _deliver(self, job: ReadJob, image: PartImage) -> int:
-        placed = sum(piece.length for piece in job.read.pieces) - sum(piece.length for piece in job.copied)
-        delivered = placed + self.deliver(image, job.copied)
+    def let_go(self, job: ReadJob) -> None:
+        """Give back the memory of a job that has ended."""
         if job.scratch is not None:
             self.scratch.give(job.scratch)
         job.image = job.scratch = None
+
+    def _deliver(self, job: ReadJob, image: PartImage) -> int:
+        placed = sum(piece.length for piece in job.read.pieces) - sum(piece.length for piece in job.copied)
+        delivered = placed + self.deliver(image, job.copied)
+        self.let_go(job)
         return delivered
 
 

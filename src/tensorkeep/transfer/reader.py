@@ -1,11 +1,13 @@
 """Reads parts from devices: boxes of tensors into arrays (`read_boxes`), ranges of parts to a consumer (`read_parts`).
 
 Both plan first (`planning.read_plan`), then run the plan (`transfer.schedule`). This is the *read* mode of a load: bytes
-land in memory that the caller owns, each block verified by the thread that read it. The *map* mode, which lays files over
-addresses instead, will be a module beside this one that shares the plan, the judge and the report.
+land in memory that the caller owns, each block verified by the thread that read it. What the *map* mode laid over addresses
+(`transfer.mapped_tensors`) is verified in the same run, by reading it into memory that is used again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.read_plan import (
@@ -22,7 +24,8 @@ from tensorkeep.runtime import Clock, Runtime
 from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import Deliver, Failure, Reading, ReadJob
-from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport, Verify
+from tensorkeep.transfer.mapped_tensors import MappedTensors
+from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport, Verify, add_reports
 from tensorkeep.transfer.schedule import Scheduler, longest_read_bytes
 from tensorkeep.transfer.sources import PartSource, PartTable
 from tensorkeep.transfer.verification import Judge
@@ -34,6 +37,7 @@ def read_boxes(
     boxes: Sequence[Box],
     *,
     parts: PartTable,
+    mapped: MappedTensors | None = None,
     verify: Verify = "blocks",
     deadline_s: float | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
@@ -47,6 +51,8 @@ def read_boxes(
     Args:
         boxes: what to read; all from the version that ``parts`` describes.
         parts: the parts, their checks and their copies.
+        mapped: tensors that lie over files of these parts and are not verified yet. Where their copy fails, a good one takes
+            its place, so that they are right when this returns; when it raises they must not be touched.
         verify: ``blocks``: every block touched; ``digest``: every part touched, whole; ``off``: nothing.
         deadline_s: seconds for the whole load, looked at between reads.
         memory_limit_bytes: bytes being read or verified at any moment, destinations included; one read is always let in.
@@ -64,23 +70,74 @@ def read_boxes(
         parts, runtime, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit_bytes, progress=progress
     )
     landings = [land_box(box) for box in boxes]
-    load.bytes_needed = sum(box.destination.nbytes for box in boxes)
+    load.bytes_needed = sum(box.destination.nbytes for box in boxes) + (mapped.size_bytes if mapped else 0)
 
     def deliver(image: PartImage, pieces: Sequence[Piece]) -> int:
         delivered = 0
         for piece in pieces:
+            if piece.item >= len(landings):  # of a mapped tensor: it was read to be verified, and lies where it should
+                delivered += piece.length
+                continue
             landing, offset = landings[piece.item], piece.offset
             for view in image.views(piece.start, piece.start + piece.length):
                 delivered += landing.write(offset, view)
                 offset += len(view)
         return delivered
 
+    def direct(piece: Piece) -> memoryview | None:
+        return landings[piece.item].direct(piece.offset, piece.length) if piece.item < len(landings) else None
+
     reads = load.plan(_box_pieces(boxes, landings))
-    load.run(reads, lambda piece: landings[piece.item].direct(piece.offset, piece.length), deliver)
+    checks = load.plan(mapped.pieces(len(landings))) if mapped and verify != "off" else []
+    bad = load.run(reads, direct, deliver, checks, mapped.sources if mapped else {})
     for landing in landings:
         if (finished := landing.finish()) and progress:
             progress(finished)
-    return load.report()
+    if mapped and verify == "off" and progress:
+        progress(mapped.size_bytes)
+    if not mapped:
+        return load.report()
+    reports = [load.report()]
+    if bad:
+        reports.append(_heal(mapped, bad, load, parts, progress))
+    return replace(
+        add_reports(reports, verify=verify), mapped_bytes=mapped.size_bytes, unmapped_bytes=mapped.unmapped_bytes()
+    )
+
+
+def _heal(
+    mapped: MappedTensors,
+    bad: set[int],
+    load: "_Load",
+    parts: PartTable,
+    progress: Callable[[int], None] | None,
+) -> LoadReport:
+    """Read parts whose mapped copy failed into fresh memory in its place, from other copies first."""
+    mapped.replace(bad)
+    last = {part: mapped.sources[part] for part in bad}
+    sources = {
+        part: [*(each for each in parts.sources[part] if each is not last[part]), replace(last[part], suspect=True)]
+        for part in bad
+    }
+    table = replace(parts, sources=sources)
+    again = load.again(table, progress)
+
+    def direct(piece: Piece) -> memoryview | None:
+        return mapped.views[piece.item][piece.offset : piece.offset + piece.length]
+
+    def deliver(image: PartImage, pieces: Sequence[Piece]) -> int:
+        delivered = 0
+        for piece in pieces:
+            memory, at = mapped.views[piece.item], piece.offset
+            for view in image.views(piece.start, piece.start + piece.length):
+                memory[at : at + len(view)] = view
+                at += len(view)
+            delivered += piece.length
+        return delivered
+
+    reads = again.plan(piece for piece in mapped.pieces(0) if piece.part in bad)
+    again.run(reads, direct, deliver)
+    return again.report()
 
 
 def read_parts(
@@ -174,7 +231,27 @@ class _Load:
             keep_whole=keep_whole,
         )
 
-    def run(self, reads: Sequence[PartRead], direct: Callable[[Piece], memoryview | None], deliver: Deliver) -> None:
+    def again(self, parts: PartTable, progress: Callable[[int], None] | None) -> "_Load":
+        """Return a load of other copies of the same parts, within what is left of the deadline."""
+        left_s = None if self._deadline_at_s is None else self._deadline_at_s - self._runtime.clock.monotonic_s()
+        return _Load(
+            parts,
+            self._runtime,
+            verify=self._verify,
+            deadline_s=left_s,
+            memory_limit_bytes=self._limit,
+            progress=progress,
+        )
+
+    def run(
+        self,
+        reads: Sequence[PartRead],
+        direct: Callable[[Piece], memoryview | None],
+        deliver: Deliver,
+        checks: Sequence[PartRead] = (),
+        fixed: Mapping[int, PartSource] = MappingProxyType({}),
+    ) -> set[int]:
+        """Run reads, and reads that only check the ``fixed`` copy of their part; return the parts whose fixed copy failed."""
         reading = Reading(
             judge=Judge(self._parts),
             scratch=ScratchPool(self._limit),
@@ -195,10 +272,11 @@ class _Load:
             progress=self._progress,
         )
         try:
-            self._scheduler.run(self._jobs(reads), self._stop_sign.stop)
+            self._scheduler.run(self._jobs(reads, checks, fixed), self._stop_sign.stop)
         finally:
             if self._scheduler.damaged and self._parts.note_damage:
                 self._parts.note_damage(tuple(self._scheduler.damaged.values()))
+        return self._scheduler.abandoned
 
     def report(self) -> LoadReport:
         assert self._scheduler is not None
@@ -236,14 +314,17 @@ class _Load:
             name = self._parts.device_name(device)
             yield Damage(source.location, part, device, name, reason, "unreachable", confirmed=False)
 
-    def _jobs(self, reads: Sequence[PartRead]) -> Iterable[ReadJob]:
+    def _jobs(
+        self, reads: Sequence[PartRead], checks: Sequence[PartRead], fixed: Mapping[int, PartSource]
+    ) -> Iterable[ReadJob]:
         needs: dict[int, int] = {}
-        for read in reads:
+        for read in (*reads, *checks):
             needs[read.part] = needs.get(read.part, 0) + read.end - read.start
         self._needed_parts = tuple(needs)
         copies = {part: self._parts.sources.get(part, ()) for part in needs}
         usable = {part: [each for each in copies[part] if each.device in self._parts.devices] for part in needs}
         trusted = {part: [each for each in usable[part] if not each.suspect] or usable[part] for part in needs}
+        trusted.update((part, [source]) for part, source in fixed.items() if part in needs)
         devices = {part: [each.device for each in trusted[part]] for part in needs}
         self._choice = choose_copies(needs, devices, self._parts.rates)
         for read in reads:
@@ -257,6 +338,8 @@ class _Load:
                 if each.device not in self._parts.devices
             ]
             yield ReadJob(read, list(sources), [(read.start, read.end)], absent)
+        for read in checks:
+            yield ReadJob(read, [fixed[read.part]], [(read.start, read.end)], optional=True)
 
 
 class _StopSign:

@@ -1,7 +1,7 @@
 """What a load did: plain values for people, for programs, and for repair."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Verify = Literal["blocks", "digest", "off"]
@@ -43,7 +43,8 @@ class LoadReport:
     """What a load did.
 
     ``bytes_needed`` is what was asked for, ``bytes_read`` what devices gave (whole blocks, holes, second tries).
-    ``retried`` counts reads that went to another copy.
+    ``retried`` counts reads that went to another copy. ``mapped_bytes`` of the needed ones lie over files of this machine; what does
+    not is in memory of its own, and ``unmapped_bytes`` says why, by reason (`planning.map_plan.Unmapped`).
     """
 
     bytes_needed: int
@@ -53,6 +54,8 @@ class LoadReport:
     damaged: tuple[Damage, ...]
     retried: int
     verify: Verify
+    mapped_bytes: int = 0
+    unmapped_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def slowest_seconds(self) -> float:
@@ -84,7 +87,17 @@ def add_reports(reports: Sequence[LoadReport], *, verify: Verify) -> LoadReport:
         damaged=tuple(damaged.values()),
         retried=sum(report.retried for report in reports),
         verify=verify,
+        mapped_bytes=sum(report.mapped_bytes for report in reports),
+        unmapped_bytes=_add_counts([report.unmapped_bytes for report in reports]),
     )
+
+
+def _add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for key, number in each.items():
+            total[key] = total.get(key, 0) + number
+    return total
 
 
 def _add_devices(first: DeviceLoad, second: DeviceLoad) -> DeviceLoad:

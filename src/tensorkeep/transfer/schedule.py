@@ -90,6 +90,7 @@ class Scheduler:
         self._progress = progress
         self.queues: dict[str, DeviceQueue] = {}
         self.damaged: dict[tuple[int, str], Damage] = {}
+        self.abandoned: set[int] = set()
         self.retried = 0
         self._missing: dict[int, Failure] = {}
         self._held_bytes = 0
@@ -250,7 +251,10 @@ class Scheduler:
                 usable.append(source)
         if not usable:
             job.sources = []
-            self._fail(self._no_copy_left(job))
+            if job.optional:
+                self._abandon(job)
+            else:
+                self._fail(self._no_copy_left(job))
             return
         source = usable[0] if first else min(usable, key=lambda each: (each.suspect, self._time_left(each)))
         job.sources = [other for other in usable if other is not source]
@@ -260,6 +264,13 @@ class Scheduler:
             queue.waiting.appendleft((job, source))
         else:
             queue.waiting.append((job, source))
+
+    def _abandon(self, job: ReadJob) -> None:
+        self.abandoned.add(job.read.part)
+        self._unfinished -= 1
+        if job.admitted:
+            self._held_bytes -= job.size_bytes
+        self._reading.let_go(job)
 
     def _time_left(self, source: PartSource) -> float:
         queue = self.queues[source.device]

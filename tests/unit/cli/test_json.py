@@ -17,7 +17,7 @@ from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import DAMAGE, DIFF, LOAD_REPORT, MODEL, problem_report
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
-OPEN = ("aliases", "facts", "device_bytes", "branches", "tags", "metadata")
+OPEN = ("unmapped_bytes", "aliases", "facts", "device_bytes", "branches", "tags", "metadata")
 """Objects whose keys are names, not promises."""
 
 SHARED = {

@@ -1,0 +1,111 @@
+"""Which tensors of a load can lie over the files of their parts, and where in one range of addresses.
+
+A tensor in one part lies where the part's pages do; one of several parts is their pages laid side by side, if every cut inside it is
+at a page. Pure functions over plain values; `transfer.mapping` does what the plan says.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from tensorkeep.planning.read_plan import Piece
+
+Unmapped = Literal["elsewhere", "misaligned", "too many"]
+"""Why a tensor is read: a part of it has no copy that can be mapped; a cut or its start suits no mapping; mappings run out."""
+
+
+class Wanted(NamedTuple):
+    """A whole tensor, contiguous in its file: its pieces in order, and the bytes of one element."""
+
+    pieces: Sequence[Piece]
+    item_bytes: int
+
+
+class Lay(NamedTuple):
+    """Bytes ``[start, start + length)`` of a part, laid at ``at`` of the range; start and ``at`` are multiples of a page."""
+
+    at: int
+    part: int
+    start: int
+    length: int
+
+
+@dataclass(slots=True)
+class MapPlan:
+    """What to lay, and where each tensor begins.
+
+    Attributes:
+        size_bytes: of the range of addresses, whole pages.
+        lays: in the order of their addresses.
+        places: number of a tensor → its first byte in the range.
+        unmapped: number of a tensor → why it has no place.
+    """
+
+    size_bytes: int = 0
+    lays: list[Lay] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)
+    unmapped: dict[int, Unmapped] = field(default_factory=dict)
+
+
+def plan_mapping(
+    wanted: Iterable[Wanted], is_mappable: Callable[[int], bool], *, page_bytes: int, most_lays: int
+) -> MapPlan:
+    """Return how tensors lie over parts.
+
+    Args:
+        wanted: the tensors; those without bytes get no place and no reason.
+        is_mappable: whether a part has a copy that can be mapped.
+        page_bytes: size of a page.
+        most_lays: how many mappings there may be.
+    """
+    plan = MapPlan()
+    alone: dict[int, list[int]] = {}  # part → tensors that lie in it
+    spread: list[int] = []
+    tensors = list(wanted)
+    for number, tensor in enumerate(tensors):
+        if not tensor.pieces:
+            continue
+        if not all(is_mappable(piece.part) for piece in tensor.pieces):
+            plan.unmapped[number] = "elsewhere"
+        elif not _suits(tensor, page_bytes):
+            plan.unmapped[number] = "misaligned"
+        elif len(tensor.pieces) == 1:
+            alone.setdefault(tensor.pieces[0].part, []).append(number)
+        else:
+            spread.append(number)
+    for part, numbers in alone.items():
+        if len(plan.lays) >= most_lays:
+            plan.unmapped.update(dict.fromkeys(numbers, "too many"))
+            continue
+        pieces = [tensors[number].pieces[0] for number in numbers]
+        first = min(piece.start for piece in pieces)
+        at = _lay(plan, part, first, max(piece.start + piece.length for piece in pieces), page_bytes)
+        plan.places.update((number, at + piece.start) for number, piece in zip(numbers, pieces, strict=True))
+    for number in spread:
+        run = tensors[number].pieces
+        if len(plan.lays) + len(run) > most_lays:
+            plan.unmapped[number] = "too many"
+            continue
+        for index, piece in enumerate(run):
+            at = _lay(plan, piece.part, piece.start, piece.start + piece.length, page_bytes)
+            if index == 0:
+                plan.places[number] = at + piece.start
+    return plan
+
+
+def _suits(tensor: Wanted, page_bytes: int) -> bool:
+    first, last = tensor.pieces[0], len(tensor.pieces) - 1
+    return first.start % tensor.item_bytes == 0 and all(
+        (index == 0 or piece.start % page_bytes == 0)
+        and (index == last or (piece.start + piece.length) % page_bytes == 0)
+        for index, piece in enumerate(tensor.pieces)
+    )
+
+
+def _lay(plan: MapPlan, part: int, start: int, end: int, page_bytes: int) -> int:
+    """Lay the pages of a part's bytes at the end of the range; return where the part's first byte would be."""
+    low = start - start % page_bytes
+    at = plan.size_bytes
+    plan.lays.append(Lay(at, part, low, end - low))
+    plan.size_bytes += -(-(end - low) // page_bytes) * page_bytes
+    return at - low

@@ -1,0 +1,174 @@
+"""The *map* mode of a load: whole tensors as views of their parts' files, laid side by side (`planning.map_plan`).
+
+`map_tensors` lays the files and touches nothing: what it returns is not verified. `transfer.reader.read_boxes` verifies it, by
+reading the same copies of the parts, in the same run that reads what could not be mapped; where a copy turns out bad it is taken
+out from under the tensors (`MappedTensors.replace`) and a good one read into its place.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from tensorkeep.devices.forwarding import mappable
+from tensorkeep.devices.protocol import MappableDevice
+from tensorkeep.errors import TensorkeepError
+from tensorkeep.planning.map_plan import Lay, Unmapped, Wanted, plan_mapping
+from tensorkeep.planning.read_plan import ExtentMap, Piece, choose_copies
+from tensorkeep.records.manifest import File, Tensor
+from tensorkeep.transfer.boxes import tensor_array
+from tensorkeep.transfer.mapping import PAGE_BYTES, MappedRange
+from tensorkeep.transfer.sources import PartSource, PartTable
+
+_USUAL_MOST_MAPPINGS = 65530
+_MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
+
+
+class MappedTensors:
+    """Tensors that lie over files, by their number in the load.
+
+    Attributes:
+        views: number → all bytes of the tensor, writable; nothing of it was verified by who made this.
+        sources: part → the copy that was laid.
+        unmapped: number → why a tensor is to be read instead.
+    """
+
+    def __init__(
+        self,
+        area: MappedRange,
+        wanted: Sequence[Wanted],
+        places: Mapping[int, int],
+        lays: Sequence[Lay],
+        sources: Mapping[int, PartSource],
+        unmapped: Mapping[int, Unmapped],
+    ) -> None:
+        self._area = area
+        self._wanted = wanted
+        self._lays = lays
+        self.sources = sources
+        self.unmapped = unmapped
+        self.views = {number: area.view(at, _length(wanted[number])) for number, at in places.items()}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors that were mapped."""
+        return sum(len(view) for view in self.views.values())
+
+    def unmapped_bytes(self) -> dict[str, int]:
+        """Return how many bytes are to be read instead, by reason."""
+        found: dict[str, int] = {}
+        for number, reason in self.unmapped.items():
+            found[reason] = found.get(reason, 0) + _length(self._wanted[number])
+        return found
+
+    def pieces(self, first_item: int) -> Iterator[Piece]:
+        """Yield the pieces of parts that the mapped tensors are; tensor number n is item ``first_item + n``."""
+        for number in self.views:
+            for piece in self._wanted[number].pieces:
+                yield piece._replace(item=first_item + number)
+
+    def replace(self, parts: set[int]) -> None:
+        """Lay fresh memory in the place of these parts: what lies there was found bad, or could not be verified.
+
+        Raises:
+            MemoryError: the system has no room.
+        """
+        for lay in self._lays:
+            if lay.part in parts:
+                try:
+                    self._area.lay_memory(lay.at, lay.length)
+                except OSError as error:
+                    raise MemoryError(f"no memory for {lay.length} bytes of a part: {error}") from error
+
+
+def map_tensors(tensors: Sequence[tuple[File, Tensor]], parts: PartTable) -> MappedTensors:
+    """Lay whole tensors over the files of their parts, where that can be done, and touch none of their bytes.
+
+    Of several copies on devices whose files can be mapped each part gets one so that devices finish together; copies found bad
+    before are left alone. A part whose file is not there, or has another size, is left to be read, which finds out why.
+    """
+    devices = {id_: found for id_, device in parts.devices.items() if (found := mappable(device)) is not None}
+    wanted = _wanted(tensors)
+    needs: dict[int, int] = {}
+    for tensor in wanted:
+        for piece in tensor.pieces:
+            needs[piece.part] = needs.get(piece.part, 0) + piece.length
+    copies = {
+        part: [each for each in parts.sources.get(part, ()) if each.device in devices and not each.suspect]
+        for part in needs
+    }
+    choice = choose_copies(needs, {part: [c.device for c in found] for part, found in copies.items()}, parts.rates)
+    chosen = {part: copies[part][number] for part, number in choice.copies.items()}
+    aligned = {
+        part
+        for part, source in chosen.items()
+        if source.length == parts.sizes[part] and source.offset % PAGE_BYTES == 0
+    }
+    plan = plan_mapping(wanted, aligned.__contains__, page_bytes=PAGE_BYTES, most_lays=_most_mappings() // 2)
+    area = MappedRange(plan.size_bytes)
+    broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices)
+    lost = {number for number in plan.places if not broken.isdisjoint(piece.part for piece in wanted[number].pieces)}
+    places = {number: at for number, at in plan.places.items() if number not in lost}
+    laid = {piece.part for number in places for piece in wanted[number].pieces}
+    return MappedTensors(
+        area,
+        wanted,
+        places,
+        plan.lays,
+        {part: chosen[part] for part in laid},
+        {**plan.unmapped, **dict.fromkeys(sorted(lost), "elsewhere")},
+    )
+
+
+def _wanted(tensors: Sequence[tuple[File, Tensor]]) -> list[Wanted]:
+    maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
+    wanted = []
+    for number, (file, tensor) in enumerate(tensors):
+        if tensor.strides is not None:  # it need not be contiguous
+            wanted.append(Wanted((), 1))
+            continue
+        extents = maps.get(id(file))
+        if extents is None:
+            extents = maps[id(file)] = ExtentMap(file.extents)
+        dtype, _ = tensor_array(tensor)
+        wanted.append(Wanted(extents.pieces(tensor.start, tensor.length, number), dtype.itemsize))
+    return wanted
+
+
+def _lay_all(
+    area: MappedRange,
+    lays: Sequence[Lay],
+    sources: Mapping[int, PartSource],
+    devices: Mapping[str, MappableDevice],
+) -> set[int]:
+    """Lay files; return the parts for which that failed."""
+    broken: set[int] = set()
+    for lay in lays:
+        if lay.part in broken:
+            continue
+        source = sources[lay.part]
+        try:
+            descriptor = devices[source.device].open_to_map(source.name, source.offset + source.length)
+        except TensorkeepError:
+            broken.add(lay.part)
+            continue
+        try:
+            area.lay_file(lay.at, descriptor, source.offset + lay.start, lay.length)
+        except OSError:
+            broken.add(lay.part)
+        finally:
+            os.close(descriptor)
+    return broken
+
+
+def _length(tensor: Wanted) -> int:
+    return sum(piece.length for piece in tensor.pieces)
+
+
+@cache
+def _most_mappings() -> int:
+    """Return how many mappings a process may have."""
+    try:
+        return int(_MOST_MAPPINGS.read_text("ascii"))
+    except (OSError, ValueError):
+        return _USUAL_MOST_MAPPINGS

@@ -1,0 +1,249 @@
+"""Loads that lie over files: the same bits as in memory of their own, verified, healed, private, and gone with their arrays."""
+
+import gc
+import io
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tensorkeep
+from tensorkeep import Integrity
+from tensorkeep.records.layout import BLOCK_BYTES
+from tensorkeep.transfer import mapped_tensors
+from tensorkeep.transfer.report import Verify
+from tests.faults.store_world import MIB, MODEL, Arrays, World, flip
+
+SPLITS = ("tensor", "layer", "size", "parts=5", "auto")
+
+
+def weights(seed: int = 0) -> Arrays:
+    """Return tensors of all kinds of places: longer than a part, in packs, of odd lengths, without bytes."""
+    chance = np.random.default_rng(seed)
+    return {
+        "embed": chance.standard_normal((2600, 1000), np.float32),
+        **{f"layers.{n}.w": chance.standard_normal((600, 1024), np.float32) for n in range(3)},
+        **{f"layers.{n}.norm": chance.standard_normal(333, np.float32) for n in range(3)},
+        "bytes": chance.integers(0, 256, 3 * MIB + 17, np.uint8),
+        "one": np.array(7, np.int64),
+        "none": np.empty((0, 5), np.float16),
+    }
+
+
+@pytest.fixture(params=["one copy", "two copies"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    copies = 1 if request.param == "one copy" else 2
+    return World(tmp_path / "world", devices=3, replicas=copies)
+
+
+def push(world: World, split: str = "tensor") -> Arrays:
+    arrays = weights()
+    world.create().push(arrays, MODEL, split=split, part_size=4 * MIB if split != "parts=5" else None)
+    return arrays
+
+
+def assert_equal(found: Arrays, expected: Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("verify", ["blocks", "digest", "off"])
+def test_mapped_and_read_loads_agree_bit_for_bit(world: World, split: str, verify: Verify) -> None:
+    arrays = push(world, split)
+    model = world.open().model(MODEL)
+    assert_equal(model.load(verify=verify), arrays)
+    report = model.report
+    assert report is not None
+    if verify == "digest":
+        assert report.mapped_bytes == 0
+    else:
+        least = 1 if split == "parts=5" else report.bytes_needed // 2  # these cut at any byte
+        assert report.mapped_bytes >= least
+        assert report.mapped_bytes + sum(report.unmapped_bytes.values()) == report.bytes_needed
+    assert_equal(model.load(verify=verify, mode="read"), arrays)
+    assert model.report is not None
+    assert model.report.mapped_bytes == 0
+
+
+def test_a_tensor_over_several_devices_is_one_array_without_a_copy(world: World) -> None:
+    arrays = push(world)
+    model = world.open().model(MODEL)
+    array = model.load(include="embed")["embed"]
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert array.tobytes() == arrays["embed"].tobytes()
+    assert model.report is not None
+    assert len(model.report.devices) > 1
+    assert model.report.mapped_bytes == array.nbytes
+    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text("utf-8").splitlines() if "/parts/" in line}
+    assert len(files) >= 3
+
+
+def test_what_is_written_to_an_array_stays_in_this_process(world: World) -> None:
+    arrays = push(world)
+    store = world.open()
+    first = store.model(MODEL).load()
+    for array in first.values():
+        array[...] = 1
+    assert_equal(store.model(MODEL).load(), arrays)
+    assert store.verify(MODEL).ok
+
+
+def part_files(world: World) -> list[Path]:
+    return sorted(path for name in world.names for path in world.files(name) if "/parts/" in str(path))
+
+
+def damage_by_flip(path: Path) -> None:
+    flip(path, path.stat().st_size // 2, 1)
+
+
+def damage_by_truncation(path: Path) -> None:
+    path.chmod(0o600)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [damage_by_flip, damage_by_truncation, Path.unlink])
+@pytest.mark.parametrize("verify", ["blocks", "digest"])
+def test_a_damaged_copy_is_replaced_in_the_same_load_or_the_load_fails(
+    world: World, verify: Verify, damage: Callable[[Path], None]
+) -> None:
+    arrays = push(world)
+    victims = [max(part_files(world), key=lambda path: path.stat().st_size), part_files(world)[0]]
+    for path in set(victims):
+        damage(path)
+    model = world.open().model(MODEL)
+    if world.replicas == 1:
+        with pytest.raises(tensorkeep.TensorkeepError) as raised:
+            model.load(verify=verify)
+        assert isinstance(raised.value, tensorkeep.NotEnoughCopies if damage is Path.unlink else Integrity)
+        return
+    assert_equal(model.load(verify=verify), arrays)
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.soak)])
+def test_of_300_flips_none_passes_mapped_or_read(count: int, tmp_path: Path) -> None:
+    world = World(tmp_path / "world", devices=3, replicas=2)
+    arrays = push(world)
+    chance = random.Random(1)
+    files = part_files(world)
+    found = 0
+    for number in range(count):
+        path = chance.choice(files)
+        at, mask = chance.randrange(path.stat().st_size), chance.randrange(1, 256)
+        flip(path, at, mask)
+        model = world.open().model(MODEL)
+        assert_equal(model.load(mode="auto" if number % 2 else "read"), arrays)
+        found += bool(model.report and model.report.damaged)
+        flip(path, at, mask)
+        world.close()
+        with world.open() as store:  # what was noted of the copy is put right
+            store.verify(MODEL)
+    assert found  # a flip in a copy that was not chosen, or between tensors, harms nobody
+
+
+def test_a_device_that_goes_away_between_mapping_and_verifying_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "world", devices=3, replicas=2)
+    arrays = push(world)
+    lay_all = mapped_tensors._lay_all
+
+    def lay_and_lose(*words: object) -> set[int]:
+        broken = lay_all(*words)  # type: ignore[arg-type]
+        for path in world.files("d0"):
+            if "/parts/" in str(path):
+                damage_by_truncation(path)
+        return broken
+
+    monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_lose)
+    model = world.open().model(MODEL)
+    assert_equal(model.load(), arrays)
+    assert model.report is not None
+    assert {damage.device_name for damage in model.report.damaged} == {"d0"}
+
+
+def test_flips_in_any_block_of_a_mapped_part_are_found(tmp_path: Path) -> None:
+    world = World(tmp_path / "world", devices=1, replicas=1)
+    arrays = push(world)
+    path = max(part_files(world), key=lambda each: each.stat().st_size)
+    for block in range(0, path.stat().st_size, BLOCK_BYTES):
+        flip(path, block + 5, 2)
+        with pytest.raises(Integrity):
+            world.open().model(MODEL).load()
+        flip(path, block + 5, 2)
+        world.close()
+        with world.open() as store:
+            store.verify(MODEL)
+    assert_equal(world.open().model(MODEL).load(), arrays)
+
+
+def test_many_loads_leave_no_mapping_and_no_descriptor_behind(tmp_path: Path) -> None:
+    world = World(tmp_path / "world", devices=2, replicas=1)
+    world.create().push({"a": np.arange(5000.0), "b": np.arange(700_000.0)}, MODEL)
+    model = world.open().model(MODEL)
+    model.load()
+    gc.collect()
+
+    def counts() -> tuple[int, int]:
+        return (
+            sum("/parts/" in line for line in Path("/proc/self/maps").read_text("utf-8").splitlines()),
+            len(os.listdir("/proc/self/fd")),
+        )
+
+    before = counts()
+    for _ in range(300):
+        model.load()
+    assert counts() == before
+
+
+def test_torch_tensors_over_files_behave(world: World) -> None:
+    arrays = push(world)
+    model = world.open().model(MODEL)
+    tensors = model.load(framework="torch")
+    assert model.report is not None
+    assert model.report.mapped_bytes > model.report.bytes_needed // 2
+    name = "layers.1.w"
+    tensor = tensors[name]
+    assert torch.equal(tensor, torch.from_numpy(arrays[name]))
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    assert buffer.tell() < tensor.nbytes + 10_000  # its own bytes only
+    assert pickle.loads(pickle.dumps(arrays[name])).tobytes() == tensor.numpy().tobytes()
+    tensor.requires_grad_()
+    optimizer = torch.optim.SGD([tensor], lr=0.5)
+    tensor.sum().backward()
+    optimizer.step()
+    assert torch.equal(tensor.detach(), torch.from_numpy(arrays[name]) - 0.5)
+    assert_equal(world.open().model(MODEL).load(include=name), {name: arrays[name]})
+
+
+def test_a_fork_sees_the_arrays_and_changes_only_its_own(world: World) -> None:
+    arrays = push(world)
+    array = world.open().model(MODEL).load(include="layers.0.w")["layers.0.w"]
+    child = os.fork()
+    if child == 0:
+        good = array.tobytes() == arrays["layers.0.w"].tobytes()
+        array[...] = 0
+        os._exit(0 if good else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert array.tobytes() == arrays["layers.0.w"].tobytes()
+
+
+def test_a_device_with_a_limited_rate_is_read(tmp_path: Path) -> None:
+    arrays = weights()
+    with tensorkeep.init(tmp_path / "store") as store:
+        store.devices.add("slow", str(tmp_path / "slow"), bandwidth=1 << 30, rate_limit=1 << 30)
+        store.push(arrays, MODEL)
+        model = store.model(MODEL)
+        assert_equal(model.load(), arrays)
+    assert model.report is not None
+    assert model.report.mapped_bytes == 0
+    assert model.report.unmapped_bytes == {"elsewhere": sum(array.nbytes for array in arrays.values())}
