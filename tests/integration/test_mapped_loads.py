@@ -16,6 +16,7 @@ import tensorkeep
 from tensorkeep import Integrity
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.transfer import mapped_tensors
+from tensorkeep.transfer.mapping import MappedRange
 from tensorkeep.transfer.report import Verify
 from tests.faults.store_world import MIB, MODEL, Arrays, World, flip
 
@@ -95,6 +96,36 @@ def test_what_is_written_to_an_array_stays_in_this_process(world: World) -> None
         array[...] = 1
     assert_equal(store.model(MODEL).load(), arrays)
     assert store.verify(MODEL).ok
+
+
+def test_one_tensor_under_two_names_is_two_arrays(world: World) -> None:
+    arrays = push(world)
+    name = "layers.0.w"
+    path = world.open().model(MODEL).files[0].path
+    both = world.open().model(MODEL).load(include=[name, f"{path}::{name}"])
+    both[name][...] = 0
+    assert both[f"{path}::{name}"].tobytes() == arrays[name].tobytes()
+
+
+def test_where_mappings_run_out_or_are_refused_the_rest_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = push(world)
+    model = world.open().model(MODEL)
+    monkeypatch.setattr(mapped_tensors, "_most_mappings", lambda: 2 * mapped_tensors._mappings_now() + 10)
+    assert_equal(model.load(), arrays)
+    assert model.report is not None
+    assert 0 < model.report.mapped_bytes < model.report.bytes_needed
+    assert set(model.report.unmapped_bytes) == {"too many"}
+    monkeypatch.undo()
+
+    def refuse(size_bytes: int) -> MappedRange:
+        if size_bytes:
+            raise OSError(12, "no")
+        return MappedRange(0)
+
+    monkeypatch.setattr(mapped_tensors, "MappedRange", refuse)
+    assert_equal(model.load(), arrays)
+    assert model.report.mapped_bytes == 0
+    assert set(model.report.unmapped_bytes) == {"refused"}
 
 
 def part_files(world: World) -> list[Path]:

@@ -71,6 +71,12 @@ def test_tensors_of_one_part_share_a_mapping_of_what_they_need() -> None:
     assert plan.places == {0: 8, 1: 68}
 
 
+def test_tensors_that_share_bytes_share_no_memory() -> None:
+    wanted = [Wanted([Piece(0, 0, 8, 0, 0)], 4), Wanted([Piece(0, 4, 8, 1, 0)], 4), Wanted([Piece(0, 12, 4, 2, 0)], 4)]
+    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, most_lays=2)
+    assert plan.places == {0: 0, 2: 12, 1: PAGE + 4}
+
+
 def test_a_cut_inside_a_page_or_a_start_inside_an_element_is_read() -> None:
     cut = Wanted([Piece(0, 0, 5, 0, 0), Piece(1, 0, 3, 0, 5)], 1)
     odd = Wanted([Piece(0, 2, 4, 1, 0)], 4)

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 from tensorkeep.planning.read_plan import Piece
 
-Unmapped = Literal["elsewhere", "misaligned", "too many"]
-"""Why a tensor is read: a part of it has no copy that can be mapped; a cut or its start suits no mapping; mappings run out."""
+Unmapped = Literal["elsewhere", "misaligned", "too many", "refused"]
+"""Why a tensor is read: a part of it has no copy that can be mapped; a cut or its start suits no mapping; mappings run out; the
+system gives no range of addresses."""
 
 
 class Wanted(NamedTuple):
@@ -74,6 +75,8 @@ def plan_mapping(
         else:
             spread.append(number)
     for part, numbers in alone.items():
+        numbers, sharing = _without_overlap(numbers, tensors)  # noqa: PLW2901 - those that lie in it
+        spread += sharing  # a mapping of its own: what is written to one must not show in the other
         if len(plan.lays) >= most_lays:
             plan.unmapped.update(dict.fromkeys(numbers, "too many"))
             continue
@@ -91,6 +94,16 @@ def plan_mapping(
             if index == 0:
                 plan.places[number] = at + piece.start
     return plan
+
+
+def _without_overlap(numbers: Sequence[int], tensors: Sequence[Wanted]) -> tuple[list[int], list[int]]:
+    """Return those of the tensors of one part that share no byte with one before, and the others."""
+    kept, sharing, end = list[int](), list[int](), 0
+    for number in sorted(numbers, key=lambda each: tensors[each].pieces[0].start):
+        piece = tensors[number].pieces[0]
+        (kept if piece.start >= end else sharing).append(number)
+        end = max(end, piece.start + piece.length)
+    return kept, sharing
 
 
 def _suits(tensor: Wanted, page_bytes: int) -> bool:

@@ -21,6 +21,7 @@ from tensorkeep.transfer.mapping import PAGE_BYTES, MappedRange
 from tensorkeep.transfer.sources import PartSource, PartTable
 
 _USUAL_MOST_MAPPINGS = 65530
+_MAPPINGS = Path("/proc/self/maps")
 _MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
 
 
@@ -104,8 +105,13 @@ def map_tensors(tensors: Sequence[tuple[File, Tensor]], parts: PartTable) -> Map
         for part, source in chosen.items()
         if source.length == parts.sizes[part] and source.offset % PAGE_BYTES == 0
     }
-    plan = plan_mapping(wanted, aligned.__contains__, page_bytes=PAGE_BYTES, most_lays=_most_mappings() // 2)
-    area = MappedRange(plan.size_bytes)
+    most = max(_most_mappings() // 2 - _mappings_now(), 0)
+    plan = plan_mapping(wanted, aligned.__contains__, page_bytes=PAGE_BYTES, most_lays=most)
+    try:
+        area = MappedRange(plan.size_bytes)
+    except OSError:  # as where all memory that may be asked for has been promised to others
+        refused: dict[int, Unmapped] = dict.fromkeys(plan.places, "refused")
+        return MappedTensors(MappedRange(0), wanted, {}, (), {}, {**plan.unmapped, **refused})
     broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices)
     lost = {number for number in plan.places if not broken.isdisjoint(piece.part for piece in wanted[number].pieces)}
     places = {number: at for number, at in plan.places.items() if number not in lost}
@@ -163,6 +169,13 @@ def _lay_all(
 
 def _length(tensor: Wanted) -> int:
     return sum(piece.length for piece in tensor.pieces)
+
+
+def _mappings_now() -> int:
+    try:
+        return _MAPPINGS.read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 @cache

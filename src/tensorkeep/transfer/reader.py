@@ -206,6 +206,7 @@ class _Load:
         deadline_s: float | None,
         memory_limit_bytes: int,
         progress: Callable[[int], None] | None,
+        deadline_at_s: float | None = None,
     ) -> None:
         self._parts = parts
         self._verify = verify
@@ -213,7 +214,9 @@ class _Load:
         self._runtime = runtime
         self._started_s = runtime.clock.monotonic_s()
         self._deadline_s = deadline_s
-        self._deadline_at_s = None if deadline_s is None else self._started_s + deadline_s
+        if deadline_s is not None and deadline_at_s is None:
+            deadline_at_s = self._started_s + deadline_s
+        self._deadline_at_s = deadline_at_s
         self._stop_sign = _StopSign(self._deadline_at_s, runtime.clock)
         self._progress = progress
         self._choice = CopyChoice({}, {}, {})
@@ -232,15 +235,15 @@ class _Load:
         )
 
     def again(self, parts: PartTable, progress: Callable[[int], None] | None) -> "_Load":
-        """Return a load of other copies of the same parts, within what is left of the deadline."""
-        left_s = None if self._deadline_at_s is None else self._deadline_at_s - self._runtime.clock.monotonic_s()
+        """Return a load of other copies of the same parts, up to the same deadline."""
         return _Load(
             parts,
             self._runtime,
             verify=self._verify,
-            deadline_s=left_s,
+            deadline_s=self._deadline_s,
             memory_limit_bytes=self._limit,
             progress=progress,
+            deadline_at_s=self._deadline_at_s,
         )
 
     def run(
