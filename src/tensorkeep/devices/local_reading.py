@@ -191,22 +191,14 @@ class LocalReader:
 
     def _check_size(self, size: int, name: str, expected: int) -> None:
         if size != expected:
-            raise Integrity(
-                f"{name} on {self._url} has {size} bytes, not {expected}",
-                device=self._url,
-                object=name,
-                size_bytes=size,
-                needed_bytes=expected,
-            )
+            raise self._wrong_size(f"{name} on {self._url} has {size} bytes, not {expected}", name, expected, size)
 
     def _too_short(self, name: str, needed: int, size: int) -> Integrity:
-        return Integrity(
-            f"{name} on {self._url} is shorter than expected: {size} bytes where {needed} are needed",
-            device=self._url,
-            object=name,
-            size_bytes=size,
-            needed_bytes=needed,
-        )
+        text = f"{name} on {self._url} is shorter than expected: {size} bytes where {needed} are needed"
+        return self._wrong_size(text, name, needed, size)
+
+    def _wrong_size(self, text: str, name: str, needed: int, size: int) -> Integrity:
+        return Integrity(text, device=self._url, object=name, size_bytes=size, needed_bytes=needed)
 
     def _iter_folders(self, folders: Sequence[str]) -> Iterator[ObjectInfo]:
         with translated_os_errors("listing", url=self._url):
