@@ -75,16 +75,18 @@ def plan_staging(
         for facts in devices
         if facts.state == "active" and facts.id not in down and (allow_soft or facts.durability == "durable")
     }
-    rows = {key: list(known) for key, known in held.items()}
+    for device in {device for candidates in {request.candidates for request, _ in requests} for device in candidates}:
+        if device not in zones:
+            raise NotFound(f"there is no device {device} to stage on", device=device)
+    staged: dict[ObjectKey, list[Held]] = {}
     plans = []
     for request, owed in requests:
-        for device in request.candidates:
-            if device not in zones:
-                raise NotFound(f"there is no device {device} to stage on", device=device)
-        known = rows.setdefault(request.key, [])
+        known = held.get(request.key, ())
+        if staged and request.key in staged:
+            known = [*known, *staged[request.key]]
         plan = _plan_one(request, max(request.copies, owed), known, zones, usable)
         if plan.new:
-            known.extend([Held(location, mine=True) for location in plan.new])
+            staged.setdefault(request.key, []).extend([Held(location, mine=True) for location in plan.new])
         plans.append(plan)
     return plans
 
@@ -92,6 +94,9 @@ def plan_staging(
 def _plan_one(
     request: ObjectRequest, owed: int, known: Sequence[Held], zones: Mapping[str, str], usable: Collection[str]
 ) -> StagingPlan:
+    ready = [row.location for row in known if row.location.state in rules.USABLE and row.location.device in usable]
+    if len(ready) == len(known) >= owed and len(ready) == len({location.device for location in ready}):
+        return StagingPlan(request, tuple(ready), (), (), 0)  # nearly all, of a model that is known
     existing: dict[str, Location] = {}
     again: dict[str, Location] = {}
     refused: set[str] = set()
@@ -105,8 +110,6 @@ def _plan_one(
             refused.add(location.device)  # a name is never used twice, whatever became of it
             if row.mine and location.state == "staged":
                 again[location.device] = location
-    if len(existing) >= owed and not again:
-        return StagingPlan(request, tuple(existing.values()), (), (), 0)  # nearly all, of a model that is known
     taken = {*existing, *again}
     missing = max(0, owed - len(taken))
     picked: list[str] = []
