@@ -142,3 +142,12 @@ def test_every_failpoint_in_the_code_is_named_in_the_set() -> None:
 def test_every_failpoint_of_the_set_is_hit_in_the_code() -> None:
     hit = {name for path in MODULES for name in _failpoints_hit(path)}
     assert not FAILPOINTS - hit
+
+
+def test_the_repository_has_nothing_at_its_top_but_what_it_needs() -> None:
+    """A command that a test ran in the wrong folder once left a device there, and it was committed."""
+    root = SOURCE.parents[1]
+    ignored = {line.strip("/") for line in (root / ".gitignore").read_text().splitlines()}
+    top = {path.name for path in root.iterdir() if not path.name.startswith(".")} - ignored
+    files = {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"}
+    assert top == {*files, "bench", "docs", "scripts", "src", "tests"}
