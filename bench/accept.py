@@ -7,7 +7,7 @@ Without a section all are measured. Each figure is printed when it is there, all
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is fo
 
 from bench.catalog import catalog_figures
 from bench.figures import Figure
+from bench.gpu import gpu_figures
 from bench.mixed_devices import mixed_device_figures
 from bench.push_bars import push_figures
 from bench.remote import remote_figures
@@ -42,7 +43,7 @@ def striping(rounds: int) -> Figure:
     return Figure(f"load from {DEVICES} devices: rate / ({DEVICES} · rate of one)", efficiency, 0.9, "", at_least=True)
 
 
-def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], Sequence[Figure]]]:
+def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], Iterable[Figure]]]:
     return {
         "push": lambda: push_figures(source, rounds),
         "striping": lambda: [striping(rounds)],
@@ -50,6 +51,7 @@ def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], S
         "remote": lambda: remote_figures(rounds, model=model),
         "structure": lambda: structure_figures(rounds),
         "catalog": lambda: catalog_figures(rounds),
+        "gpu": lambda: gpu_figures(source, rounds),
     }
 
 

@@ -18,8 +18,19 @@ from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.records.manifest import Extent, File, Tensor
 from tensorkeep.runtime import InlineWorkers, Runtime
 from tensorkeep.transfer.boxes import Box, tensor_array
+from tensorkeep.transfer.far_memory import FarMemory
 from tensorkeep.transfer.reader import read_boxes
-from tests.unit.transfer.small_world import World, array_of, make_file, make_tensor, make_world, same_bits, seeded_bytes
+from tests.unit.transfer.small_world import (
+    LateCarrier,
+    World,
+    array_in,
+    array_of,
+    make_file,
+    make_tensor,
+    make_world,
+    same_bits,
+    seeded_bytes,
+)
 
 RUNTIMES: list[Callable[[], Runtime]] = [Runtime, lambda: Runtime(workers=InlineWorkers())]
 SETTINGS = settings(
@@ -88,7 +99,11 @@ def models(draw: st.DrawFn) -> Model:
 
 
 @st.composite
-def destinations(draw: st.DrawFn, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def destinations(
+    draw: st.DrawFn, sizes: tuple[int, ...], dtype: np.dtype[Any], carrier: LateCarrier
+) -> npt.NDArray[Any] | FarMemory:
+    if draw(st.integers(0, 2)) == 0:
+        return carrier.memory(dtype, sizes)
     steps = [draw(st.sampled_from([1, 1, 1, 2, -1, -3])) for _ in sizes]
     order = draw(st.permutations(range(len(sizes))))
     full = np.zeros([sizes[axis] * abs(steps[axis]) for axis in order], dtype)
@@ -101,6 +116,7 @@ def destinations(draw: st.DrawFn, sizes: tuple[int, ...], dtype: np.dtype[Any]) 
 @st.composite
 def boxes_of(draw: st.DrawFn, model: Model) -> list[Box]:
     found = []
+    carrier = LateCarrier()
     for tensor in draw(st.lists(st.sampled_from(model.file.tensors), min_size=1, max_size=6)):
         dtype, shape = tensor_array(tensor)
         if draw(st.booleans()):
@@ -108,7 +124,7 @@ def boxes_of(draw: st.DrawFn, model: Model) -> list[Box]:
         else:
             starts = tuple(draw(st.integers(0, full)) for full in shape)
             sizes = tuple(draw(st.integers(0, full - start)) for start, full in zip(starts, shape, strict=True))
-        found.append(Box(model.file, tensor, starts, sizes, draw(destinations(sizes, dtype))))
+        found.append(Box(model.file, tensor, starts, sizes, draw(destinations(sizes, dtype, carrier))))
     return found
 
 
@@ -121,7 +137,7 @@ def expected(model: Model, box: Box) -> npt.NDArray[Any]:
 
 
 def all_right(model: Model, boxes: list[Box]) -> bool:
-    return all(same_bits(box.destination, expected(model, box)) for box in boxes)
+    return all(same_bits(array_in(box.destination), expected(model, box)) for box in boxes)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=["threads", "inline"])

@@ -1,7 +1,8 @@
 """torch tensors as the destination of a load and the source of a push. Registered as the framework ``torch``.
 
 CPU tensors are laid over memory that numpy fills (one ``frombuffer`` per tensor: otherwise ``torch.save`` of one would save
-all). Other devices get a copy of it. Quantised types of GGUF are ``uint8`` tensors of their blocks' bytes.
+all). Tensors of other devices are filled there piece by piece (`tensorkeep.integrations.torch_carrier`), so that no copy of a
+whole model is in the host's memory. Quantised types of GGUF are ``uint8`` tensors of their blocks' bytes.
 """
 
 from typing import Any
@@ -11,8 +12,10 @@ import numpy.typing as npt
 import torch
 
 from tensorkeep.errors import InvalidInput
-from tensorkeep.records.dtype import GGUF_PREFIX
+from tensorkeep.integrations.torch_carrier import TorchCarrier
+from tensorkeep.records.dtype import GGUF_PREFIX, get_dtype, packed_shape
 from tensorkeep.store.frameworks import Destination, empty_array
+from tensorkeep.transfer.far_memory import FarMemory
 
 _DTYPES: dict[str, str] = {
     "BOOL": "bool",
@@ -40,24 +43,37 @@ _DTYPES: dict[str, str] = {
 
 
 class TorchFramework:
-    """Makes torch tensors."""
+    """Makes torch tensors. One serves one load."""
+
+    def __init__(self) -> None:
+        self._carriers: dict[torch.device, TorchCarrier] = {}
 
     def make_empty(
         self, dtype: str, shape: tuple[int, ...], device: str | None, memory: memoryview | None = None
     ) -> Destination:
-        """Return an empty CPU tensor and the numpy view of its memory."""
+        """Return an empty tensor, and the numpy view of its memory or the far memory that it is."""
         kind = torch.uint8 if dtype.startswith(GGUF_PREFIX) else getattr(torch, _DTYPES.get(dtype, ""), None)
         if kind is None:
             raise InvalidInput(f"torch has no dtype for {dtype}: load it with framework='numpy'", dtype=dtype)
-        _check_device(device)
+        place = _check_device(device)
+        if place.type != "cpu":
+            return self.make_far(dtype, shape, kind, place)
         view = empty_array(dtype, shape, memory)
         if view.size == 0:
             return Destination(torch.empty(view.shape, dtype=kind), view)
         return Destination(torch.frombuffer(view.reshape(-1).view(np.uint8), dtype=kind).reshape(view.shape), view)
 
-    def finish(self, destination: Destination, device: str | None) -> Any:
-        """Return the tensor, on the device that was asked for."""
-        return destination.array if device in (None, "cpu") else destination.array.to(device)
+    def make_far(self, dtype: str, shape: tuple[int, ...], kind: torch.dtype, device: torch.device) -> Destination:
+        """Return an empty tensor that a carrier fills, for a tensor of that safetensors dtype and shape (elements)."""
+        spec = get_dtype(dtype)
+        packed = packed_shape(shape, spec)
+        tensor = torch.empty(packed, dtype=kind, device=device)
+        carrier = self._carriers.get(device) or self._carriers.setdefault(device, TorchCarrier(device))
+        return Destination(tensor, FarMemory(carrier, tensor.view(-1).view(torch.uint8), spec.numpy, packed))
+
+    def finish(self, destination: Destination, device: str | None) -> Any:  # noqa: ARG002 - the protocol's names
+        """Return the tensor, which lies where it was asked for."""
+        return destination.array
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any] | None:
         """Return the bytes of a tensor as a numpy array of the matching dtype."""
@@ -73,10 +89,11 @@ class TorchFramework:
         return flat.view(DTYPES[name].numpy).reshape(tuple(array.shape))
 
 
-def _check_device(device: str | None) -> None:
+def _check_device(device: str | None) -> torch.device:
     try:
-        kind = torch.device(device or "cpu").type
+        found = torch.device(device or "cpu")
     except RuntimeError as error:
         raise InvalidInput(f"{device!r} is no torch device: {error}", device=device) from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInput(f"torch sees no CUDA device, {device!r} was asked for", device=device)
+    return found

@@ -196,13 +196,14 @@ class _Side:
 
     def read(self, wanted: Iterable[tuple[tuple[File, Tensor], _Piece]]) -> list[npt.NDArray[Any]]:
         """Return the pieces of a batch, verified; valid until the next call."""
-        boxes = []
+        boxes, arrays = [], []
         at = 0
         for (file, tensor), piece in wanted:
             dtype, _ = tensor_array(tensor)
             size = math.prod(piece.sizes) * dtype.itemsize
             array = np.frombuffer(self._buffer[at : at + size], dtype).reshape(piece.sizes)
             boxes.append(Box(file, tensor, piece.starts, piece.sizes, array))
+            arrays.append(array)
             at += _room(piece)
         self._model.read_boxes(boxes, memory_limit_bytes=_READ_LIMIT_BYTES)
-        return [box.destination for box in boxes]
+        return arrays

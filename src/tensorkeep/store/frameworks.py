@@ -14,16 +14,17 @@ import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput, NotFound
 from tensorkeep.records.dtype import get_dtype, packed_shape
+from tensorkeep.transfer.far_memory import FarMemory
 from tensorkeep.transfer.memory import allocate
 
 ENTRY_POINT_GROUP = "tensorkeep.frameworks"
 
 
 class Destination(NamedTuple):
-    """An empty array of a framework, and the numpy view of its memory that a load fills (packed shape and dtype)."""
+    """An empty array of a framework, and its memory that a load fills (packed shape and dtype): a numpy view, or far memory."""
 
     array: Any
-    view: npt.NDArray[Any]
+    view: npt.NDArray[Any] | FarMemory
 
 
 class Framework(Protocol):

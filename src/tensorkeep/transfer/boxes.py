@@ -8,8 +8,9 @@ into (`direct`), and takes bytes that were read elsewhere (`write`).
 
 import itertools
 import math
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from tensorkeep.errors import Format, InvalidInput
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.records.manifest import File, Tensor
+from tensorkeep.transfer.far_memory import FarMemory
 from tensorkeep.transfer.memory import allocate
 
 DIRECT_BYTES = 64 << 10
@@ -39,14 +41,15 @@ class Box:
         starts: first index in every dimension.
         sizes: number of indices in every dimension.
         destination: a writable array of shape ``sizes`` and the tensor's numpy dtype, with any strides. Two boxes must not
-            share destination memory. After a failed load its content is undefined.
+            share destination memory. Or memory of another device, of that shape and dtype. After a failed load its content is
+            undefined.
     """
 
     file: File
     tensor: Tensor
     starts: tuple[int, ...]
     sizes: tuple[int, ...]
-    destination: npt.NDArray[Any]
+    destination: npt.NDArray[Any] | FarMemory
 
 
 class Landing(Protocol):
@@ -62,7 +65,7 @@ class Landing(Protocol):
         """Copy what the box needs of these bytes to its destination; return how many that were."""
 
     def finish(self) -> int:
-        """Do what is left once all bytes have landed; return how many bytes that brought to the destination."""
+        """Do what is left once all bytes have landed; return how many bytes that brought to the destination. Called once."""
 
 
 def tensor_array(tensor: Tensor) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -85,12 +88,15 @@ def land_box(box: Box) -> Landing:
     """
     dtype, shape = tensor_array(box.tensor)
     _check_box(box, dtype, shape)
+    destination = box.destination
+    if isinstance(destination, FarMemory):
+        return _land_far(box, destination, shape)
     whole = box.tensor.strides is None and box.sizes == shape
-    if whole and box.destination.flags.c_contiguous:
-        return _Contiguous(0, box.destination.reshape(-1).view(_BYTE).data)
+    if whole and destination.flags.c_contiguous:
+        return _Contiguous(0, destination.reshape(-1).view(_BYTE).data)
     if math.prod(box.sizes) == 0:
         return _Contiguous(0, memoryview(b""))
-    return _land_strided(box, dtype, shape)
+    return _land_strided(box, destination, dtype, shape)
 
 
 def _check_box(box: Box, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -120,11 +126,27 @@ def _check_box(box: Box, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
             f"the destination for {tensor.name!r} is {destination.dtype} of shape {destination.shape}; the box is {dtype} "
             f"of shape {box.sizes}"
         )
-    if not destination.flags.writeable:
+    if not isinstance(destination, FarMemory) and not destination.flags.writeable:
         raise InvalidInput(f"the destination for {tensor.name!r} is read-only")
 
 
-def _land_strided(box: Box, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Landing:
+def _land_far(box: Box, memory: FarMemory, shape: tuple[int, ...]) -> Landing:
+    if math.prod(box.sizes) == 0:
+        return _Contiguous(0, memoryview(b""))
+    if box.tensor.strides is None and _is_run(box.sizes, shape):
+        below = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        start = sum(first * step for first, step in zip(box.starts, below, strict=True))
+        return _Far(start * memory.dtype.itemsize, memory)
+    return _FarAssembled(box, memory)
+
+
+def _is_run(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether a box of those sizes is one run of elements of a C-contiguous array."""
+    outer = next((axis for axis, size in enumerate(sizes) if size != 1), len(sizes))
+    return sizes[outer + 1 :] == shape[outer + 1 :]
+
+
+def _land_strided(box: Box, memory: npt.NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Landing:
     item = dtype.itemsize
     strides = box.tensor.strides or tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     base = item * sum(start * stride for start, stride in zip(box.starts, strides, strict=True))
@@ -134,7 +156,7 @@ def _land_strided(box: Box, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Lan
             f"strides of tensor {box.tensor.name!r} of {box.file.path!r} reach past its {box.tensor.length} bytes"
         )
     # A last dimension of the item's bytes makes all that follows independent of the dtype.
-    destination = box.destination[..., None].view(_BYTE)
+    destination = memory[..., None].view(_BYTE)
     dims = [
         _Dim(size, stride * item, to)
         for size, stride, to in zip(box.sizes, strides, destination.strides[:-1], strict=True)
@@ -146,7 +168,7 @@ def _land_strided(box: Box, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Lan
         flat = as_strided(destination, shape=(dims[0].size,), strides=(1,))
         return _Contiguous(base, flat.data)
     if not _is_nested(dims):
-        return _Assembled(base, reach, strides, box.destination)
+        return _Assembled(base, reach, strides, memory)
     return _Strided(base, dims, as_strided(destination, [dim.size for dim in dims], [dim.to for dim in dims]))
 
 
@@ -317,3 +339,65 @@ class _Assembled(_Contiguous):
         strides = [stride * item for stride in self._strides]
         np.copyto(destination, np.ndarray(destination.shape, destination.dtype, self._memory, 0, strides))
         return destination.nbytes
+
+
+class _Far:
+    """A box that is one run of bytes in the file and in memory that only a carrier reaches."""
+
+    def __init__(self, base: int, memory: FarMemory) -> None:
+        self._base = base
+        self._memory = memory
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        yield self._base, self._memory.nbytes
+
+    def direct(self, offset: int, length: int) -> memoryview | None:  # noqa: ARG002 - nothing can be read into it
+        return None
+
+    def write(self, offset: int, data: memoryview) -> int:
+        self._memory.carrier.copy(self._memory.target, offset - self._base, data)
+        return len(data)
+
+    def finish(self) -> int:
+        return 0
+
+
+class _FarAssembled:
+    """A box with holes in the file that goes to far memory: put together in the host's, and carried there when it is whole.
+
+    Its buffer, taken when the first bytes land, counts on top of the load's memory limit.
+    """
+
+    def __init__(self, box: Box, memory: FarMemory) -> None:
+        self._box = box
+        self._memory = memory
+        self._spans = list(self._near(np.empty(memory.shape, memory.dtype)).spans())  # no page of it is touched
+        self._host: tuple[memoryview, Landing] | None = None
+        self._lock = threading.Lock()
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        return iter(self._spans)
+
+    def direct(self, offset: int, length: int) -> memoryview | None:
+        return self._assembling()[1].direct(offset, length)
+
+    def write(self, offset: int, data: memoryview) -> int:
+        return self._assembling()[1].write(offset, data)
+
+    def finish(self) -> int:
+        buffer, landing = self._assembling()
+        finished = landing.finish()
+        with self._memory.carrier.copies():
+            self._memory.carrier.copy(self._memory.target, 0, buffer)
+        self._host = None
+        return finished
+
+    def _assembling(self) -> tuple[memoryview, Landing]:
+        with self._lock:
+            if self._host is None:
+                buffer = self._memory.carrier.allocate(self._memory.nbytes)
+                self._host = buffer, self._near(np.frombuffer(buffer, self._memory.dtype).reshape(self._memory.shape))
+            return self._host
+
+    def _near(self, array: npt.NDArray[Any]) -> Landing:
+        return land_box(replace(self._box, destination=array))

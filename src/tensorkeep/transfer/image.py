@@ -35,16 +35,26 @@ class ScratchPool:
     """Scratch memory that is used again, because fresh pages cost as much as reading into them. Thread safe.
 
     What is in use and what is kept for later stay under the limit together, as long as what is in use does.
+
+    Args:
+        limit_bytes: of all buffers.
+        allocate: makes one.
+        least_bytes: how large buffers are at least, so that those which are dear to make suit every read.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(
+        self, limit_bytes: int, *, allocate: Callable[[int], memoryview] = allocate, least_bytes: int = 0
+    ) -> None:
         self._limit = limit_bytes
+        self._allocate = allocate
+        self._least = least_bytes
         self._total = 0
         self._free: list[memoryview] = []
         self._lock = threading.Lock()
 
     def take(self, size_bytes: int) -> memoryview:
         """Return a buffer of at least that size, of undefined content; give it back with `give`."""
+        size_bytes = max(size_bytes, self._least)
         with self._lock:
             fitting = [i for i, buffer in enumerate(self._free) if len(buffer) >= size_bytes]
             if size_bytes >= _POOLED_BYTES and fitting:
@@ -52,7 +62,7 @@ class ScratchPool:
             self._total += size_bytes
             while self._free and self._total > self._limit:
                 self._total -= len(self._free.pop(0))
-        return allocate(size_bytes)
+        return self._allocate(size_bytes)
 
     def give(self, buffer: memoryview) -> None:
         """Take a buffer back; nobody may use it any more."""

@@ -17,6 +17,9 @@ WINDOW_BYTES = 8 << 20
 Deliver = Callable[[PartImage, Sequence[Piece]], int]
 """Takes the pieces of a verified image that were not read in place; returns how many needed bytes that were."""
 
+Landed = Callable[[Sequence[Piece]], int]
+"""Told, in the thread that read them, which pieces have landed; returns how many needed bytes that completed beyond those."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -76,6 +79,7 @@ class Reading:
     part_sizes: Sequence[int]
     direct: Callable[[Piece], memoryview | None]
     deliver: Deliver
+    landed: Landed
     monotonic_s: Callable[[], float]
     should_stop: Callable[[], bool]
 
@@ -142,7 +146,7 @@ class Reading:
         placed = sum(piece.length for piece in job.read.pieces) - sum(piece.length for piece in job.copied)
         delivered = placed + self.deliver(image, job.copied)
         self.let_go(job)
-        return delivered
+        return delivered + self.landed(job.read.pieces)
 
 
 def _failure_of(source: PartSource, error: TensorkeepError) -> Failure:

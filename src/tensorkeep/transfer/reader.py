@@ -5,6 +5,7 @@ land in memory that the caller owns, each block verified by the thread that read
 (`transfer.mapped_tensors`) is verified in the same run, by reading it into memory that is used again.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -22,11 +23,12 @@ from tensorkeep.planning.read_plan import (
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
 from tensorkeep.runtime import Clock, Runtime
 from tensorkeep.transfer.boxes import Box, Landing, land_box
+from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
-from tensorkeep.transfer.job import Deliver, Failure, Reading, ReadJob
+from tensorkeep.transfer.job import Deliver, Failure, Landed, Reading, ReadJob
 from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport, Verify, add_reports
-from tensorkeep.transfer.schedule import Scheduler, longest_read_bytes
+from tensorkeep.transfer.schedule import Scheduler, longest_read_bytes, readers_per_device
 from tensorkeep.transfer.sources import PartSource, PartTable
 from tensorkeep.transfer.verification import Judge
 
@@ -70,29 +72,31 @@ def read_boxes(
         parts, runtime, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit_bytes, progress=progress
     )
     landings = [land_box(box) for box in boxes]
+    carriers = load.carriers = _prepared_carriers(boxes)
     load.bytes_needed = sum(box.destination.nbytes for box in boxes) + (mapped.size_bytes if mapped else 0)
 
     def deliver(image: PartImage, pieces: Sequence[Piece]) -> int:
         delivered = 0
-        for piece in pieces:
-            if piece.item >= len(landings):  # of a mapped tensor: it was read to be verified, and lies where it should
-                delivered += piece.length
-                continue
-            landing, offset = landings[piece.item], piece.offset
-            for view in image.views(piece.start, piece.start + piece.length):
-                delivered += landing.write(offset, view)
-                offset += len(view)
+        with copies_of(carriers):
+            for piece in pieces:
+                if piece.item >= len(
+                    landings
+                ):  # of a mapped tensor: it was read to be verified, and lies where it should
+                    delivered += piece.length
+                    continue
+                landing, offset = landings[piece.item], piece.offset
+                for view in image.views(piece.start, piece.start + piece.length):
+                    delivered += landing.write(offset, view)
+                    offset += len(view)
         return delivered
 
     def direct(piece: Piece) -> memoryview | None:
         return landings[piece.item].direct(piece.offset, piece.length) if piece.item < len(landings) else None
 
-    reads = load.plan(_box_pieces(boxes, landings))
+    pieces = list(_box_pieces(boxes, landings))
+    landed = _Finishing(landings, pieces)
     checks = load.plan(mapped.pieces(len(landings))) if mapped and verify != "off" else []
-    bad = load.run(reads, direct, deliver, checks, mapped.sources if mapped else {})
-    for landing in landings:
-        if (finished := landing.finish()) and progress:
-            progress(finished)
+    bad = load.run(load.plan(pieces), direct, deliver, landed, checks, mapped.sources if mapped else {})
     if mapped and verify == "off" and progress:
         progress(mapped.size_bytes)
     if not mapped:
@@ -138,6 +142,39 @@ def _heal(
     reads = again.plan(piece for piece in mapped.pieces(0) if piece.part in bad)
     again.run(reads, direct, deliver)
     return again.report()
+
+
+def _prepared_carriers(boxes: Sequence[Box]) -> list[Carrier]:
+    found = {id(memory.carrier): memory.carrier for box in boxes if isinstance(memory := box.destination, FarMemory)}
+    for carrier in found.values():
+        carrier.prepare()
+    return list(found.values())
+
+
+class _Finishing:
+    """Finishes each landing when its last piece has landed, in the thread that brought it."""
+
+    def __init__(self, landings: Sequence[Landing], pieces: Iterable[Piece]) -> None:
+        self._landings = landings
+        self._left = [0] * len(landings)  # bytes to come
+        for piece in pieces:
+            self._left[piece.item] += piece.length
+        self._lock = threading.Lock()
+
+    def __call__(self, pieces: Sequence[Piece]) -> int:
+        whole = []
+        with self._lock:
+            for piece in pieces:
+                if piece.item >= len(self._left):  # of a mapped tensor
+                    continue
+                self._left[piece.item] -= piece.length
+                if not self._left[piece.item]:
+                    whole.append(piece.item)
+        return sum(self._landings[item].finish() for item in whole)
+
+
+def _nothing_to_finish(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
+    return 0
 
 
 def read_parts(
@@ -223,16 +260,20 @@ class _Load:
         self._scheduler: Scheduler | None = None
         self._needed_parts: tuple[int, ...] = ()
         self.bytes_needed = 0
+        self.carriers: Sequence[Carrier] = ()
 
     def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False) -> list[PartRead]:
         return plan_reads(
             pieces,
             self._parts.sizes,
-            max_read_bytes=longest_read_bytes(self._limit, len(self._parts.devices)),
+            max_read_bytes=longest_read_bytes(self._limit, len(self._parts.devices), self._readers()),
             align=1 if self._verify == "off" else BLOCK_BYTES,
             whole_parts=self._verify == "digest",
             keep_whole=keep_whole,
         )
+
+    def _readers(self) -> int:
+        return readers_per_device(len(self._parts.devices), self._runtime.workers.cpu_count())
 
     def again(self, parts: PartTable, progress: Callable[[int], None] | None) -> "_Load":
         """Return a load of other copies of the same parts, up to the same deadline."""
@@ -251,17 +292,19 @@ class _Load:
         reads: Sequence[PartRead],
         direct: Callable[[Piece], memoryview | None],
         deliver: Deliver,
+        landed: Landed = _nothing_to_finish,
         checks: Sequence[PartRead] = (),
         fixed: Mapping[int, PartSource] = MappingProxyType({}),
     ) -> set[int]:
         """Run reads, and reads that only check the ``fixed`` copy of their part; return the parts whose fixed copy failed."""
         reading = Reading(
             judge=Judge(self._parts),
-            scratch=ScratchPool(self._limit),
+            scratch=self._scratch(reads),
             verify=self._verify,
             part_sizes=self._parts.sizes,
             direct=direct,
             deliver=deliver,
+            landed=landed,
             monotonic_s=self._runtime.clock.monotonic_s,
             should_stop=self._stop_sign.should_stop,
         )
@@ -270,6 +313,7 @@ class _Load:
             reading,
             self._runtime,
             memory_limit_bytes=self._limit,
+            readers=self._readers(),
             deadline_at_s=self._deadline_at_s,
             deadline_s=self._deadline_s,
             progress=self._progress,
@@ -280,6 +324,13 @@ class _Load:
             if self._scheduler.damaged and self._parts.note_damage:
                 self._parts.note_damage(tuple(self._scheduler.damaged.values()))
         return self._scheduler.abandoned
+
+    def _scratch(self, reads: Sequence[PartRead]) -> ScratchPool:
+        """Return buffers; where a carrier brings them, all of the longest read's size, so that few have to be made."""
+        if not self.carriers:
+            return ScratchPool(self._limit)
+        longest = max((read.end - read.start for read in reads), default=0)
+        return ScratchPool(self._limit, allocate=self.carriers[0].allocate, least_bytes=longest)
 
     def report(self) -> LoadReport:
         assert self._scheduler is not None

@@ -21,16 +21,21 @@ from tensorkeep.transfer.reader_count import HIGHEST, ReaderCount, remember_read
 from tensorkeep.transfer.report import Damage
 from tensorkeep.transfer.sources import PartSource, PartTable
 
-READERS_PER_DEVICE = 4
-"""Reads of a local device at once; as many again wait in its pool, so that none waits for the scheduling thread."""
+LEAST_READERS = 4
+"""Reads of a local device at once, on few processors; as many again wait in its pool, so that none waits for the scheduling thread."""
 
 GIVE_UP_AFTER = 3
 """Failures to answer after which a device is not asked again in the same load."""
 
 
-def longest_read_bytes(memory_limit_bytes: int, device_count: int) -> int:
+def readers_per_device(device_count: int, processors: int) -> int:
+    """Return how many reads of a local device run at once: each is copied and hashed by a processor, so all should have one."""
+    return max(processors // max(device_count, 1), LEAST_READERS)
+
+
+def longest_read_bytes(memory_limit_bytes: int, device_count: int, readers: int) -> int:
     """Return how long reads may be such that each device can have all its readers at work within the limit."""
-    share = memory_limit_bytes // max(device_count, 1) // READERS_PER_DEVICE
+    share = memory_limit_bytes // max(device_count, 1) // readers
     return max(min(share, WINDOW_BYTES) // BLOCK_BYTES, 1) * BLOCK_BYTES
 
 
@@ -47,6 +52,7 @@ class DeviceQueue:
     bytes_read: int = 0
     started_s: float | None = None
     ended_s: float = 0.0
+    local_readers: int = LEAST_READERS
     pool: WorkerPool | None = None
     remote: ThrottlingDevice | None = None
     readers: ReaderCount | None = None
@@ -54,7 +60,7 @@ class DeviceQueue:
     @property
     def admits(self) -> int:
         """How many reads may be in its pool; those of a remote device are counted one by one to find the best number."""
-        return 2 * READERS_PER_DEVICE if self.readers is None else self.readers.readers
+        return 2 * self.local_readers if self.readers is None else self.readers.readers
 
     @property
     def given_up(self) -> bool:
@@ -77,11 +83,13 @@ class Scheduler:
         runtime: Runtime,
         *,
         memory_limit_bytes: int,
+        readers: int,
         deadline_at_s: float | None,
         deadline_s: float | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self._parts = parts
+        self._readers = readers
         self._reading = reading
         self._runtime = runtime
         self._limit = memory_limit_bytes
@@ -175,7 +183,7 @@ class Scheduler:
         if isinstance(device, ThrottlingDevice):
             queue.remote = device
             queue.readers = ReaderCount(remembered_readers(device.url), throttled=device.throttled)
-        workers = READERS_PER_DEVICE if queue.readers is None else HIGHEST
+        workers = self._readers if queue.readers is None else HIGHEST
         return self._runtime.workers.open_pool(workers, f"read-{self._parts.device_name(queue.device)}")
 
     def _count_read(self, queue: DeviceQueue, attempt: Attempt) -> None:
@@ -242,7 +250,7 @@ class Scheduler:
         """Give a job to its next copy: the first choice at first, then the one whose device has the least left to do."""
         usable = []
         for source in job.sources:
-            queue = self.queues.setdefault(source.device, DeviceQueue(source.device))
+            queue = self.queues.setdefault(source.device, DeviceQueue(source.device, local_readers=self._readers))
             if source.location in self._missing:
                 job.failures.append(self._missing[source.location])
             elif queue.given_up:

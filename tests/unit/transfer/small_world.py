@@ -3,7 +3,9 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tensorkeep.records.device import Durability
 from tensorkeep.records.digest import blake3_256, block_checks
 from tensorkeep.records.manifest import Extent, File, Tensor
 from tensorkeep.transfer.boxes import Box, tensor_array
+from tensorkeep.transfer.far_memory import FarMemory
 from tensorkeep.transfer.sources import PartSource, PartTable
 
 
@@ -127,6 +130,47 @@ class World:
 
     def flip(self, device: str, part: int, at: int) -> None:
         self.devices[device].objects[f"p{part}"][at] ^= 0x40
+
+
+class LateCarrier:
+    """Far memory that is numpy's; copies are made when the thread that began them waits for them, as late as they may be."""
+
+    def __init__(self) -> None:
+        self.prepared = 0
+        self.buffers: list[int] = []
+        self._begun = threading.local()
+
+    def prepare(self) -> None:
+        self.prepared += 1
+
+    def allocate(self, size_bytes: int) -> memoryview:
+        self.buffers.append(size_bytes)
+        return memoryview(bytearray(size_bytes))
+
+    @contextmanager
+    def copies(self) -> Iterator[None]:
+        assert getattr(self._begun, "copies", None) is None
+        self._begun.copies = []
+        try:
+            yield
+        finally:
+            for target, offset, data in self._begun.copies:
+                target[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+            self._begun.copies = None
+
+    def copy(self, target: npt.NDArray[np.uint8], offset: int, data: memoryview) -> None:
+        self._begun.copies.append((target, offset, data))
+
+    def memory(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> FarMemory:
+        return FarMemory(self, np.zeros(prod(shape) * dtype.itemsize, np.uint8), dtype, shape)
+
+
+def array_in(destination: npt.NDArray[Any] | FarMemory) -> npt.NDArray[Any]:
+    """Return what a destination holds."""
+    if isinstance(destination, FarMemory):
+        found: npt.NDArray[Any] = destination.target.view(destination.dtype).reshape(destination.shape)
+        return found
+    return destination
 
 
 def make_world(parts: Sequence[bytes], copies: int = 1, devices: int = 2, **more: Any) -> World:

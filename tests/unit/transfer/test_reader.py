@@ -23,6 +23,7 @@ from tensorkeep.transfer.reader import read_boxes, read_parts
 from tensorkeep.transfer.report import LoadReport, Verify
 from tests.unit.transfer.small_world import (
     World,
+    array_in,
     array_of,
     make_file,
     make_tensor,
@@ -46,7 +47,7 @@ def load(world: World, *, runtime: Runtime | None = None, verify: Verify = "bloc
         [box], parts=world.table(reachable), verify=verify, runtime=runtime or Runtime(), deadline_s=deadline_s
     )
     if verify != "off":
-        assert same_bits(box.destination, array_of(content, tensor))
+        assert same_bits(array_in(box.destination), array_of(content, tensor))
     return report
 
 
@@ -298,7 +299,7 @@ def test_a_slice_verifies_only_the_blocks_it_touches() -> None:
     file = make_file(world.parts[0], [Extent(0, 0, PART)], [tensor])
     box = Box(file, tensor, (2 * BLOCK_BYTES + 5,), (10,), np.zeros(10, np.uint8))
     report = read_boxes([box], parts=world.table(), runtime=Runtime())
-    assert box.destination.tobytes() == world.parts[0][2 * BLOCK_BYTES + 5 :][:10]
+    assert array_in(box.destination).tobytes() == world.parts[0][2 * BLOCK_BYTES + 5 :][:10]
     assert report.bytes_read == BLOCK_BYTES
 
 
@@ -478,7 +479,7 @@ def test_one_part_in_two_tensors_is_read_once() -> None:
     world = make_world([content])
     boxes = [whole_box(file, first), whole_box(file, second)]
     report = read_boxes(boxes, parts=world.table(), runtime=Runtime())
-    assert [box.destination.tobytes() for box in boxes] == [content, content]
+    assert [array_in(box.destination).tobytes() for box in boxes] == [content, content]
     assert report.bytes_read == PART
 
 

@@ -1,0 +1,121 @@
+"""What is loaded into memory that only a carrier reaches: verified before it is copied, by few buffers, and nothing after an error."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tensorkeep.errors import Integrity
+from tensorkeep.integrations.torch_carrier import TorchCarrier
+from tensorkeep.records.layout import BLOCK_BYTES
+from tensorkeep.records.manifest import Extent, File
+from tensorkeep.runtime import InlineWorkers, Runtime
+from tensorkeep.transfer.boxes import Box, tensor_array
+from tensorkeep.transfer.far_memory import FarMemory
+from tensorkeep.transfer.reader import read_boxes
+from tests.unit.transfer.small_world import (
+    LateCarrier,
+    array_in,
+    array_of,
+    make_file,
+    make_tensor,
+    make_world,
+    same_bits,
+    seeded_bytes,
+)
+
+MIB = 1 << 20
+RUNTIMES: list[Callable[[], Runtime]] = [Runtime, lambda: Runtime(workers=InlineWorkers())]
+
+
+def matrix(rows: int = 64, columns: int = 64 << 10, part: int = MIB) -> tuple[bytes, File]:
+    content = seeded_bytes(rows * columns * 2)
+    tensor = make_tensor("w", "BF16", (rows, columns), 0, len(content))
+    extents = [Extent(index, 0, part) for index in range(len(content) // part)]
+    return content, make_file(content, extents, [tensor])
+
+
+def parts_of(content: bytes, part: int = MIB) -> list[bytes]:
+    return [content[at : at + part] for at in range(0, len(content), part)]
+
+
+def far_box(file: File, carrier: LateCarrier) -> Box:
+    (tensor,) = file.tensors
+    dtype, shape = tensor_array(tensor)
+    return Box(file, tensor, (0,) * len(shape), shape, carrier.memory(dtype, shape))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=["threads", "inline"])
+def test_buffers_are_few_of_one_size_and_used_again(runtime: Callable[[], Runtime]) -> None:
+    content, file = matrix(columns=256 << 10)
+    carrier = LateCarrier()
+    box = far_box(file, carrier)
+    read_boxes([box], parts=make_world(parts_of(content)).table(), runtime=runtime())
+    assert same_bits(array_in(box.destination), array_of(content, file.tensors[0]))
+    assert carrier.prepared == 1
+    assert len(set(carrier.buffers)) == 1
+    assert sum(carrier.buffers) < len(content)
+
+
+def test_a_damaged_block_is_never_copied() -> None:
+    content, file = matrix()
+    carrier = LateCarrier()
+    box = far_box(file, carrier)
+    world = make_world(parts_of(content), copies=1)
+    world.flip(world.placement[3][0], 3, BLOCK_BYTES + 5)
+    with pytest.raises(Integrity):
+        read_boxes([box], parts=world.table(), runtime=Runtime())
+    found, right = array_in(box.destination).view(np.uint8), array_of(content, file.tensors[0]).view(np.uint8)
+    assert not ((found != right) & (found != 0)).any()
+    damaged = slice(3 * MIB, 4 * MIB)
+    assert not found.reshape(-1)[damaged].any()
+
+
+def test_what_one_copy_lost_comes_from_the_other() -> None:
+    content, file = matrix()
+    carrier = LateCarrier()
+    box = far_box(file, carrier)
+    world = make_world(parts_of(content), copies=2)
+    for part in range(0, len(world.parts), 3):
+        world.flip(world.placement[part][0], part, part * 1000)
+    report = read_boxes([box], parts=world.table(), runtime=Runtime())
+    assert same_bits(array_in(box.destination), array_of(content, file.tensors[0]))
+    assert {damage.kind for damage in report.damaged} == {"corrupt"}
+
+
+def test_a_box_with_holes_is_put_together_and_its_buffer_given_up() -> None:
+    content, file = matrix()
+    carrier = LateCarrier()
+    dtype, _ = tensor_array(file.tensors[0])
+    boxes = [Box(file, file.tensors[0], (0, at), (64, 32), carrier.memory(dtype, (64, 32))) for at in range(0, 640, 32)]
+    landed: list[int] = []
+    read_boxes(boxes, parts=make_world(parts_of(content)).table(), runtime=Runtime(), progress=landed.append)
+    whole = array_of(content, file.tensors[0])
+    for number, box in enumerate(boxes):
+        assert same_bits(array_in(box.destination), whole[:, 32 * number : 32 * (number + 1)].copy())
+    assert sum(landed) == sum(box.destination.nbytes for box in boxes)
+
+
+def test_the_carrier_of_torch_fills_tensors_of_its_device() -> None:
+    """On the CPU, where each step is the same but for the pinned buffers and the stream; `tests/e2e/test_gpu.py` has those."""
+    content, file = matrix()
+    (tensor,) = file.tensors
+    carrier = TorchCarrier(torch.device("cpu"))
+    whole, rows, columns = (
+        torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 64 << 10), (7, 64 << 10), (64, 9))
+    )
+    boxes = [
+        Box(file, tensor, starts, tuple(found.shape), _far(carrier, found))
+        for starts, found in (((0, 0), whole), ((3, 0), rows), ((0, 11), columns))
+    ]
+    read_boxes(boxes, parts=make_world(parts_of(content)).table(), runtime=Runtime())
+    right = torch.frombuffer(bytearray(content), dtype=torch.bfloat16).reshape(64, 64 << 10).view(torch.int16)
+    assert torch.equal(whole.view(torch.int16), right)
+    assert torch.equal(rows.view(torch.int16), right[3:10])
+    assert torch.equal(columns.view(torch.int16), right[:, 11:20])
+
+
+def _far(carrier: TorchCarrier, tensor: torch.Tensor) -> FarMemory:
+    dtype, _ = tensor_array(make_tensor("", "BF16", (1,), 0, 2))
+    return FarMemory(carrier, tensor.view(-1).view(torch.uint8), dtype, tuple(tensor.shape))
