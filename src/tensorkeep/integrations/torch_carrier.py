@@ -47,7 +47,7 @@ class TorchCarrier:
             try:
                 yield
             finally:
-                done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 done.record(self._stream)
                 done.synchronize()
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import ThrottlingDevice
@@ -103,6 +104,7 @@ class Scheduler:
         self._missing: dict[int, Failure] = {}
         self._held_bytes = 0
         self._running: dict[concurrent.futures.Future[Attempt], tuple[ReadJob, PartSource]] = {}
+        self._ended: SimpleQueue[concurrent.futures.Future[Attempt]] = SimpleQueue()
         self._unfinished = 0
         self._fatal: TensorkeepError | None = None
 
@@ -142,9 +144,9 @@ class Scheduler:
             self._submit(pools)
             if not self._running:
                 return
-            done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                self._settle(future)
+            self._settle(self._ended.get())
+            while not self._ended.empty():
+                self._settle(self._ended.get())
 
     def _submit(self, pools: ExitStack) -> None:
         progressed = True
@@ -177,6 +179,7 @@ class Scheduler:
             queue.pool = pools.enter_context(self._open_pool(queue))
         future = queue.pool.submit(self._reading.attempt, job, source, self._parts.devices[source.device])
         self._running[future] = (job, source)
+        future.add_done_callback(self._ended.put)  # to wait for any of many futures asks each of them, every time
 
     def _open_pool(self, queue: DeviceQueue) -> WorkerPool:
         device = innermost(self._parts.devices[queue.device])
