@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol
@@ -85,14 +86,18 @@ def get_framework(name: str) -> Framework:
     Raises:
         NotFound: none is registered, or its package is not installed.
     """
-    if name == "numpy":
-        return NumpyFramework()
+    return NumpyFramework() if name == "numpy" else _registered_class(name)()
+
+
+@cache
+def _registered_class(name: str) -> Callable[[], Framework]:
+    """Return who makes a framework; asked once, since looking through all packages takes 7 ms."""
     found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in found:
         known = ", ".join(sorted(["numpy", *found]))
         raise NotFound(f"no framework {name!r}: known are {known}", framework=name)
     try:
-        made: Framework = found[name].load()()
+        made: Callable[[], Framework] = found[name].load()
     except ImportError as error:
         raise NotFound(f"framework {name!r} is not installed: pip install {name}", framework=name) from error
     return made
@@ -121,5 +126,5 @@ def to_numpy(value: Any) -> npt.NDArray[Any]:
 
 @cache
 def _registered_framework(package: str) -> Framework:
-    """Return what `get_framework` does, asked once: looking through all packages takes 7 ms, and a model has many tensors."""
+    """Return what `get_framework` does, one for all tensors of a model."""
     return get_framework(package)

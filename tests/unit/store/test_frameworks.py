@@ -12,6 +12,7 @@ from tensorkeep.store import frameworks
 
 def test_installed_packages_are_looked_through_once_for_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     frameworks._registered_framework.cache_clear()
+    frameworks._registered_class.cache_clear()
     asked = []
 
     def entry_points(*, group: str) -> importlib.metadata.EntryPoints:

@@ -21,6 +21,7 @@ from tensorkeep.runtime import InlineWorkers, ManualClock, Runtime, ThreadWorker
 from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.reader import read_boxes, read_parts
 from tensorkeep.transfer.report import LoadReport, Verify
+from tensorkeep.transfer.schedule import readers_per_device
 from tests.unit.transfer.small_world import (
     World,
     array_in,
@@ -487,3 +488,11 @@ def test_any_error_of_a_device_but_absence_means_that_nobody_can_tell() -> None:
     world = make_world(make_parts(1), copies=2)
     world.devices["d0"].error = TensorkeepError("strange")
     assert [damage.kind for damage in load(world).damaged] == ["unreachable"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "processors", "readers"),
+    [(1, 1, 4), (1, 2, 4), (1, 8, 4), (1, 16, 8), (1, 64, 8), (2, 32, 8), (8, 32, 4), (0, 2, 4)],
+)
+def test_a_local_device_has_four_to_eight_readers(devices: int, processors: int, readers: int) -> None:
+    assert readers_per_device(devices, processors) == readers
