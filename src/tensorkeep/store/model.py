@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.frameworks import Destination, get_framework
+from tensorkeep.store.loading import Mode, load_tensors
 from tensorkeep.store.names_of_tensors import find_tensor, tensors_by_name
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import VersionReader, choose_verify
@@ -27,8 +27,6 @@ from tensorkeep.store.stored_source import StoredSource
 from tensorkeep.store.structure import open_checks
 from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.report import LoadReport, Verify
-
-Mode = Literal["auto", "read"]
 
 
 class Model:
@@ -122,29 +120,12 @@ class Model:
             NotEnoughCopies: no device that has some bytes can be read.
             Unavailable: the deadline passed.
         """
-        if mode not in ("auto", "read"):
-            raise InvalidInput(f"{mode!r} is no load mode: use 'auto' or 'read'", mode=mode)
-        names = self._select(include)
-        made = get_framework(framework)
         reader = self._reader(verify, deadline_s, memory_limit)
-        # Whoever may change files behind a digest may do so after it was compared: then memory of its own is safer.
-        maps = mode == "auto" and device in (None, "cpu") and reader.verify != "digest"
-        laid = reader.map_tensors(list(names.values())) if maps else None
-        views = laid[0].views if laid else {}
-        destinations = {
-            name: made.make_empty(tensor.dtype, tensor.shape, device, views.get(number))
-            for number, (name, (_, tensor)) in enumerate(names.items())
-        }
-        boxes = [
-            _whole_box(file, tensor, destinations[name])
-            for number, (name, (file, tensor)) in enumerate(names.items())
-            if number not in views
-        ]
-        needed = sum(destination.view.nbytes for destination in destinations.values())
-        reader.progress = ByteProgress(progress_callback(progress), "load", needed)
-        reader.read_boxes(boxes, laid)
+        loaded = load_tensors(
+            self._select(include), reader, framework=framework, device=device, mode=mode, progress=progress
+        )
         self.report = reader.report()
-        return {name: made.finish(destination, device) for name, destination in destinations.items()}
+        return loaded
 
     def save(
         self,
@@ -317,11 +298,6 @@ def empty_box(tensor: Tensor, sizes: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return an empty array for a box of a tensor."""
     dtype = find_dtype(tensor.dtype)
     return np.empty(sizes, dtype=dtype.numpy if dtype else np.uint8)
-
-
-def _whole_box(file: File, tensor: Tensor, destination: Destination) -> Box:
-    shape = destination.view.shape
-    return Box(file, tensor, (0,) * len(shape), shape, destination.view)
 
 
 def _resolve_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]:
