@@ -5,6 +5,7 @@ all). Tensors of other devices are filled there piece by piece (`tensorkeep.inte
 whole model is in the host's memory. Quantised types of GGUF are ``uint8`` tensors of their blocks' bytes.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from tensorkeep.errors import InvalidInput
 from tensorkeep.integrations.torch_carrier import TorchCarrier
-from tensorkeep.records.dtype import GGUF_PREFIX, get_dtype, packed_shape
+from tensorkeep.records.dtype import DTYPES, GGUF_PREFIX, get_dtype, packed_shape
 from tensorkeep.store.frameworks import Destination, empty_array
 from tensorkeep.transfer.far_memory import FarMemory
 
@@ -66,10 +67,8 @@ class TorchFramework:
     def make_far(self, dtype: str, shape: tuple[int, ...], kind: torch.dtype, device: torch.device) -> Destination:
         """Return an empty tensor that a carrier fills, for a tensor of that safetensors dtype and shape (elements)."""
         spec = get_dtype(dtype)
-        packed = packed_shape(shape, spec)
-        tensor = torch.empty(packed, dtype=kind, device=device)
-        carrier = self._carriers.get(device) or self._carriers.setdefault(device, TorchCarrier(device))
-        return Destination(tensor, FarMemory(carrier, tensor.view(-1).view(torch.uint8), spec.numpy, packed))
+        tensor = torch.empty(packed_shape(shape, spec), dtype=kind, device=device)
+        return Destination(tensor, self._far_memory(tensor, spec.numpy))
 
     def finish(self, destination: Destination, device: str | None) -> Any:  # noqa: ARG002 - the protocol's names
         """Return the tensor, which lies where it was asked for."""
@@ -79,14 +78,41 @@ class TorchFramework:
         """Return the bytes of a tensor as a numpy array of the matching dtype."""
         if not isinstance(array, torch.Tensor):
             return None
-        from tensorkeep.records.dtype import DTYPES  # noqa: PLC0415 - only a push of tensors needs it
-
-        names = {getattr(torch, torch_name, None): name for name, torch_name in _DTYPES.items()}
-        name = names.get(array.dtype)
+        name = _stored_dtypes().get(array.dtype)
         if name not in DTYPES or DTYPES[name].bits < 8:
             raise InvalidInput(f"torch dtype {array.dtype} can't be stored from memory: save it to a file first")
         flat = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return flat.view(DTYPES[name].numpy).reshape(tuple(array.shape))
+
+    def memory_of(self, array: Any) -> npt.NDArray[Any] | FarMemory | None:
+        """Return the numpy view of a CPU tensor, any strides, or the far memory that another contiguous one is."""
+        if not isinstance(array, torch.Tensor):
+            return None
+        name = _stored_dtypes().get(array.dtype)
+        if name is None:
+            raise InvalidInput(f"torch dtype {array.dtype} is none that tensors are stored in")
+        tensor, spec = array.detach(), get_dtype(name)
+        if tensor.device.type == "cpu":
+            same_size = _INTEGERS.get(tensor.itemsize)  # numpy has no bfloat16 of its own
+            view: npt.NDArray[Any] = (tensor if same_size is None else tensor.view(same_size)).numpy()
+            return view.view(spec.numpy)
+        if not tensor.is_contiguous():
+            raise InvalidInput(f"a tensor on {tensor.device} can be loaded into only where it is contiguous")
+        return self._far_memory(tensor, spec.numpy)
+
+    def _far_memory(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> FarMemory:
+        device = tensor.device
+        carrier = self._carriers.get(device) or self._carriers.setdefault(device, TorchCarrier(device))
+        return FarMemory(carrier, tensor.view(-1).view(torch.uint8), dtype, tuple(tensor.shape))
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@cache
+def _stored_dtypes() -> dict[torch.dtype, str]:
+    """Return the safetensors spelling of each dtype that this torch has."""
+    return {getattr(torch, kind): name for name, kind in _DTYPES.items() if hasattr(torch, kind)}
 
 
 def _check_device(device: str | None) -> torch.device:

@@ -46,6 +46,13 @@ class Framework(Protocol):
     def to_numpy(self, array: Any) -> npt.NDArray[Any] | None:
         """Return a numpy array over or of the same bytes, or None if it isn't one of this framework's."""
 
+    def memory_of(self, array: Any) -> npt.NDArray[Any] | FarMemory | None:
+        """Return the memory of an array, to be filled; None if it isn't one of this framework's.
+
+        Raises:
+            InvalidInput: it is, and can't be filled.
+        """
+
 
 class NumpyFramework:
     """numpy arrays; bfloat16 and 8-bit floats by ml_dtypes, narrower types as packed bytes."""
@@ -64,6 +71,10 @@ class NumpyFramework:
         return destination.array
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any] | None:
+        """Return the array if it is numpy's."""
+        return array if isinstance(array, np.ndarray) else None
+
+    def memory_of(self, array: Any) -> npt.NDArray[Any] | FarMemory | None:
         """Return the array if it is numpy's."""
         return array if isinstance(array, np.ndarray) else None
 
@@ -121,6 +132,26 @@ def to_numpy(value: Any) -> npt.NDArray[Any]:
         return array
     raise InvalidInput(
         f"{type(value).__name__} is no array that can be stored: give numpy arrays", type=str(type(value))
+    )
+
+
+def existing_memory(array: Any, name: str) -> npt.NDArray[Any] | FarMemory:
+    """Return the memory of an array that is to get the tensor of that name: numpy's, or one of a framework that is registered.
+
+    Raises:
+        InvalidInput: nobody knows it, or it can't be filled.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    try:
+        framework = _registered_framework(type(array).__module__.partition(".")[0])
+    except NotFound:
+        framework = None
+    if framework is not None and (memory := framework.memory_of(array)) is not None:
+        return memory
+    raise InvalidInput(
+        f"what {name!r} is to be loaded into is a {type(array).__name__}: give a numpy array, or a tensor of a framework",
+        tensor=name,
     )
 
 

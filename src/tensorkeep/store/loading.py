@@ -36,7 +36,7 @@ def load_tensors(
         for number, (name, (_, tensor)) in enumerate(tensors.items())
     }
     boxes = [
-        _whole_box(file, tensor, destinations[name])
+        whole_box(file, tensor, destinations[name])
         for number, (name, (file, tensor)) in enumerate(tensors.items())
         if number not in views
     ]
@@ -46,6 +46,7 @@ def load_tensors(
     return {name: made.finish(destination, device) for name, destination in destinations.items()}
 
 
-def _whole_box(file: File, tensor: Tensor, destination: Destination) -> Box:
+def whole_box(file: File, tensor: Tensor, destination: Destination) -> Box:
+    """Return the box of a whole tensor that fills a destination."""
     shape = destination.view.shape
     return Box(file, tensor, (0,) * len(shape), shape, destination.view)

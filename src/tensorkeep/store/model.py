@@ -11,19 +11,23 @@ import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput, NotFound
 from tensorkeep.formats.registry import read_metadata
+from tensorkeep.planning.load_order import load_order
 from tensorkeep.planning.export_folder import is_unknown_shard, may_be_model
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.filling import fill_arrays
+from tensorkeep.store.frameworks import Framework, get_framework
 from tensorkeep.store.loading import Mode, load_tensors
 from tensorkeep.store.names_of_tensors import find_tensor, tensors_by_name
 from tensorkeep.store.progress import ByteProgress, progress_callback
-from tensorkeep.store.reading import VersionReader, choose_verify
+from tensorkeep.store.reading import DEFAULT_MEMORY_LIMIT_BYTES, VersionReader, choose_verify
 from tensorkeep.store.reports import FileInfo, ProgressCallback, TensorInfo, Version
 from tensorkeep.store.saving import SaveReport, save_tensors
 from tensorkeep.store.stored_source import StoredSource
+from tensorkeep.store.streaming import TensorStream
 from tensorkeep.store.structure import open_checks
 from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.report import LoadReport, Verify
@@ -94,6 +98,7 @@ class Model:
         include: str | Sequence[str] | None = None,
         verify: Verify | None = None,
         mode: Mode = "auto",
+        into: Mapping[str, Any] | None = None,
         deadline_s: float | None = None,
         memory_limit: int | None = None,
         progress: bool | ProgressCallback | None = None,
@@ -110,22 +115,85 @@ class Model:
                 cuts suit it, verified like all others; the pages are shared by all processes that load them, and what is
                 written to an array stays in this process. A file that is truncated later, or a disk that fails, ends the
                 process when the array is touched. ``read``, and ``digest``: every array is in memory of its own.
+            into: arrays to fill, by tensor name: numpy arrays of any strides, or tensors of a framework, such as a module's
+                ``state_dict()``. They say what is loaded, and where it lies, so ``include``, ``framework``, ``device`` and
+                ``mode`` are left out; the same arrays are returned. After an error their content is undefined.
             deadline_s: seconds after which the load fails instead of waiting.
             memory_limit: most bytes of buffers beside the arrays.
             progress: True for a line on standard error, or a callable.
 
         Raises:
-            NotFound: no tensor fits ``include``.
+            NotFound: no tensor fits ``include``, or there is none of a name in ``into``.
+            InvalidInput: an array of ``into`` has not the dtype and shape of its tensor; nothing is read then.
             Integrity: bytes are damaged on every device that has them; nothing is returned.
             NotEnoughCopies: no device that has some bytes can be read.
             Unavailable: the deadline passed.
         """
         reader = self._reader(verify, deadline_s, memory_limit)
-        loaded = load_tensors(
-            self._select(include), reader, framework=framework, device=device, mode=mode, progress=progress
-        )
+        if into is not None:
+            if include is not None or (framework, device, mode) != ("numpy", None, "auto"):
+                raise InvalidInput("the arrays of `into` say what is loaded and where: leave the other arguments out")
+            named = {name: self._find(name) for name in into}
+            fill_arrays(into, named, reader, progress=progress)
+            loaded = dict(into)
+        else:
+            loaded = load_tensors(
+                self._select(include), reader, framework=framework, device=device, mode=mode, progress=progress
+            )
         self.report = reader.report()
         return loaded
+
+    def stream(
+        self,
+        *,
+        framework: str = "numpy",
+        device: str | None = None,
+        include: str | Sequence[str] | None = None,
+        verify: Verify | None = None,
+        deadline_s: float | None = None,
+        memory_limit: int | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """Return an iterator over names and arrays, each yielded as soon as it is whole and verified while later ones are read.
+
+        Tensors are read in the order of ``include``'s patterns, and where one fits several in that of use
+        (`planning.load_order`): layer by layer. Those that are read together come as they are whole. Every array is in memory of its own, the caller's: what is dropped is
+        freed. To close the iterator early ends the reading; `report` is set when it ends.
+
+        Args:
+            framework: as in `load`.
+            device: as in `load`.
+            include: as in `load`.
+            verify: as in `load`.
+            deadline_s: seconds of reading after which it fails instead of waiting.
+            memory_limit: most bytes of arrays that are read ahead, and of buffers beside them; one tensor is always read.
+
+        Raises:
+            NotFound, InvalidInput: at once, as `load` does.
+            Integrity, NotEnoughCopies, Unavailable: in ``next``, once what was whole before has been yielded.
+        """
+        made = get_framework(framework)
+        tensors = self._select(include)
+        names = load_order(list(tensors))
+        if include is not None:
+            globs = [include] if isinstance(include, str) else list(include)
+            names.sort(key=lambda name: _first_fit(name, globs))
+        chosen = {name: tensors[name] for name in names}
+        return self._stream(chosen, self._reader(verify, deadline_s, memory_limit), made, device, memory_limit)
+
+    def _stream(
+        self,
+        tensors: Mapping[str, tuple[File, Tensor]],
+        reader: VersionReader,
+        made: Framework,
+        device: str | None,
+        memory_limit: int | None,
+    ) -> Iterator[tuple[str, Any]]:
+        limit = memory_limit or DEFAULT_MEMORY_LIMIT_BYTES
+        try:
+            with self._context.runtime.workers.open_pool(1, "stream") as pool:
+                yield from TensorStream(tensors, reader, pool, made=made, device=device, waiting_bytes=limit)
+        finally:
+            self.report = reader.report()
 
     def save(
         self,
@@ -200,10 +268,13 @@ class Model:
         Raises:
             NotFound: there is no tensor of that name.
         """
+        return TensorHandle(self, *self._find(name))
+
+    def _find(self, name: str) -> tuple[File, Tensor]:
         found = find_tensor(self.manifest, self._named, name)
         if found is None:
             raise NotFound(f"{self.name} has no tensor {name!r}: `tensorkeep show --tensors` lists them", tensor=name)
-        return TensorHandle(self, *found)
+        return found
 
     def _open_checks(self) -> Checks:
         if self._checks is None:
@@ -234,6 +305,11 @@ class Model:
         if not chosen:
             raise NotFound(f"no tensor of {self.name} fits {', '.join(map(repr, globs))}", include=globs)
         return chosen
+
+
+def _first_fit(name: str, globs: Sequence[str]) -> int:
+    """Return which of the patterns a name fits first; those that were asked for in another way come last."""
+    return next((number for number, glob in enumerate(globs) if glob == name or fnmatchcase(name, glob)), len(globs))
 
 
 class TensorHandle:

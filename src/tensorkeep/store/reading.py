@@ -81,7 +81,12 @@ class VersionReader:
         table = self._table(_parts_of(tensors))
         return map_tensors(tensors, table), table
 
-    def read_boxes(self, boxes: Sequence[Box], mapping: LaidTensors | None = None) -> None:
+    def read_boxes(
+        self,
+        boxes: Sequence[Box],
+        mapping: LaidTensors | None = None,
+        whole: Callable[[int], None] | None = None,
+    ) -> None:
         """Fill the destinations of boxes, and verify what was mapped; see `transfer.reader.read_boxes`."""
         mapped, table = mapping or (None, self._table(_parts_of((box.file, box.tensor) for box in boxes)))
         report = read_boxes(
@@ -93,6 +98,7 @@ class VersionReader:
             memory_limit_bytes=self._memory_limit_bytes,
             runtime=self._context.runtime,
             progress=self._count,
+            whole=whole,
         )
         self._reports.append(report)
 

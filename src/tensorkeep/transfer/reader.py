@@ -45,6 +45,7 @@ def read_boxes(
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     runtime: Runtime,
     progress: Callable[[int], None] | None = None,
+    whole: Callable[[int], None] | None = None,
 ) -> LoadReport:
     """Fill the destination of every box with verified bytes, from all devices at once, and return what was done.
 
@@ -60,6 +61,8 @@ def read_boxes(
         memory_limit_bytes: bytes being read or verified at any moment, destinations included; one read is always let in.
         runtime: clock and workers.
         progress: told, in the caller's thread, how many needed bytes have landed since the last time.
+        whole: told the number of each box once it is filled and verified, by the thread that brought its last bytes; also where
+            the load fails later.
 
     Raises:
         Integrity: a part has no good copy left, and one was corrupt.
@@ -94,7 +97,7 @@ def read_boxes(
         return landings[piece.item].direct(piece.offset, piece.length) if piece.item < len(landings) else None
 
     pieces = list(_box_pieces(boxes, landings))
-    landed = _Finishing(landings, pieces)
+    landed = _Finishing(landings, pieces, whole)
     checks = load.plan(mapped.pieces(len(landings))) if mapped and verify != "off" else []
     bad = load.run(load.plan(pieces), direct, deliver, landed, checks, mapped.sources if mapped else {})
     if mapped and verify == "off" and progress:
@@ -152,14 +155,21 @@ def _prepared_carriers(boxes: Sequence[Box]) -> list[Carrier]:
 
 
 class _Finishing:
-    """Finishes each landing when its last piece has landed, in the thread that brought it."""
+    """Finishes each landing when its last piece has landed, in the thread that brought it, and tells ``whole``."""
 
-    def __init__(self, landings: Sequence[Landing], pieces: Iterable[Piece]) -> None:
+    def __init__(
+        self, landings: Sequence[Landing], pieces: Iterable[Piece], whole: Callable[[int], None] | None
+    ) -> None:
         self._landings = landings
+        self._whole = whole
         self._left = [0] * len(landings)  # bytes to come
         for piece in pieces:
             self._left[piece.item] += piece.length
         self._lock = threading.Lock()
+        if whole is not None:
+            for item, left in enumerate(self._left):
+                if not left:
+                    whole(item)
 
     def __call__(self, pieces: Sequence[Piece]) -> int:
         whole = []
@@ -170,7 +180,12 @@ class _Finishing:
                 self._left[piece.item] -= piece.length
                 if not self._left[piece.item]:
                     whole.append(piece.item)
-        return sum(self._landings[item].finish() for item in whole)
+        finished = 0
+        for item in whole:
+            finished += self._landings[item].finish()
+            if self._whole is not None:
+                self._whole(item)
+        return finished
 
 
 def _nothing_to_finish(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
