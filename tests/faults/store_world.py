@@ -186,6 +186,11 @@ class World:
         for where, _, files in os.walk(self.place(name)):
             yield from (Path(where, file) for file in sorted(files))
 
+    def part_files(self) -> Iterator[Path]:
+        """Yield the file of every copy of a part."""
+        for name in self.names:
+            yield from (path for path in self.files(name) if "parts" in path.parts)
+
     def objects(self) -> set[tuple[str, str]]:
         """Return every object on devices, as (device name, physical name), journals and identities apart."""
         found = set()

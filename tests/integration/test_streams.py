@@ -100,11 +100,10 @@ def test_a_stream_that_is_closed_early_ends_its_threads(model: Model) -> None:
 def test_damage_is_an_error_after_what_was_whole_before(world: World, model: Model) -> None:
     bad = f"layers.{LAYERS - 1}.w"
     [path] = [each for each in world.part_files() if each.read_bytes()[:4096] == weights()[bad].tobytes()[:4096]]
-    flip(path, 1000)
+    flip(path, 1000, 0x10)
     found: Arrays = {}
     with pytest.raises(Integrity):
-        for name, array in model.stream(memory_limit=1):
-            found[name] = array
+        found.update(model.stream(memory_limit=1))
     assert bad not in found
     assert f"layers.{LAYERS - 2}.w" in found
     for name, array in found.items():

@@ -9,7 +9,15 @@ from tensorkeep.runtime.clock import Clock, ManualClock, SystemClock
 from tensorkeep.runtime.failpoints import FAILPOINTS, Failpoints, NoFailpoints
 from tensorkeep.runtime.randomness import Randomness, SeededRandomness, SystemRandomness
 from tensorkeep.runtime.runtime import Runtime, system_runtime
-from tensorkeep.runtime.workers import Cancellation, Cancelled, InlineWorkers, ThreadWorkers, WorkerPool, Workers
+from tensorkeep.runtime.workers import (
+    Cancellation,
+    Cancelled,
+    InlineWorkers,
+    LeavablePool,
+    ThreadWorkers,
+    WorkerPool,
+    Workers,
+)
 
 __all__ = [
     "FAILPOINTS",
@@ -18,6 +26,7 @@ __all__ = [
     "Clock",
     "Failpoints",
     "InlineWorkers",
+    "LeavablePool",
     "ManualClock",
     "NoFailpoints",
     "Randomness",

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput, NotFound
 from tensorkeep.formats.registry import read_metadata
-from tensorkeep.planning.load_order import load_order
 from tensorkeep.planning.export_folder import is_unknown_shard, may_be_model
+from tensorkeep.planning.load_order import load_order
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts

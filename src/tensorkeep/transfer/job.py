@@ -1,5 +1,6 @@
 """One read of a plan, through all its attempts: what is still pending, what was tried, where the bytes lie."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,11 +32,34 @@ class Failure:
     confirmed: bool = True
 
 
+class Race:
+    """One read, asked of several copies because the first was late: whoever has it verified first delivers it. Thread safe."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.is_over = False
+        self.spare: ReadJob | None = None  # one that failed while another ran, with copies left to try
+        self._won = False
+        self._lock = threading.Lock()
+
+    @property
+    def is_won(self) -> bool:
+        """Whether somebody delivers, or has."""
+        return self._won
+
+    def win(self) -> bool:
+        """Return whether the caller is the first, and so delivers."""
+        with self._lock:
+            won, self._won = not self._won, True
+            return won
+
+
 @dataclass(slots=True)
 class ReadJob:
     """A read, its copies still to try (best first), and its state between attempts. Used by one thread at a time.
 
-    ``optional``: where no copy is left the load goes on without it; its part is among `Scheduler.abandoned`.
+    ``optional``: where no copy is left the load goes on without it; its part is among `Scheduler.abandoned`. ``race``: it may be
+    asked of another copy while it runs; then it is read into scratch, where one who comes late harms nobody.
     """
 
     read: PartRead
@@ -47,6 +71,7 @@ class ReadJob:
     copied: list[Piece] = field(default_factory=list)
     scratch: memoryview | None = None
     optional: bool = False
+    race: Race | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -58,7 +83,8 @@ class ReadJob:
 class Attempt:
     """What one attempt gave; times by the runtime's clock.
 
-    ``delivered`` needed bytes have landed; the job is done where ``failure`` and ``stopped`` are both unset.
+    ``delivered`` needed bytes have landed; the job is done where ``failure`` and ``stopped`` are both unset. ``late``: all was read,
+    and another attempt had delivered it.
     """
 
     bytes_read: int
@@ -67,6 +93,7 @@ class Attempt:
     delivered: int = 0
     failure: Failure | None = None
     stopped: bool = False
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +119,16 @@ class Reading:
         """
         started = self.monotonic_s()
         if job.image is None:
-            job.image, job.copied, job.scratch = lay_out(job.read, self.direct, self.scratch)
+            direct = self.direct if job.race is None else _nowhere
+            job.image, job.copied, job.scratch = lay_out(job.read, direct, self.scratch)
         bytes_read, failure, stopped = self._fill(job, job.image, source, device)
         if failure and failure.kind == "corrupt":
             more, failure, stopped = self._fill(job, job.image, source, device)
             bytes_read += more
         ended = self.monotonic_s()
+        if not job.pending and job.race is not None and not job.race.win():
+            self.let_go(job)
+            return Attempt(bytes_read, started, ended, late=True)
         delivered = 0 if job.pending else self._deliver(job, job.image)
         return Attempt(bytes_read, started, ended, delivered, failure, stopped)
 
@@ -147,6 +178,10 @@ class Reading:
         delivered = placed + self.deliver(image, job.copied)
         self.let_go(job)
         return delivered + self.landed(job.read.pieces)
+
+
+def _nowhere(piece: Piece) -> memoryview | None:  # noqa: ARG001 - as `Reading.direct`
+    return None
 
 
 def _failure_of(source: PartSource, error: TensorkeepError) -> Failure:

@@ -23,12 +23,13 @@ from tensorkeep.planning.read_plan import (
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
 from tensorkeep.runtime import Clock, Runtime
 from tensorkeep.transfer.boxes import Box, Landing, land_box
+from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
 from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import Deliver, Failure, Landed, Reading, ReadJob
 from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport, Verify, add_reports
-from tensorkeep.transfer.schedule import Scheduler, longest_read_bytes, readers_per_device
+from tensorkeep.transfer.schedule import Scheduler
 from tensorkeep.transfer.sources import PartSource, PartTable
 from tensorkeep.transfer.verification import Judge
 
@@ -366,6 +367,7 @@ class _Load:
             ),
             damaged=(*self._scheduler.damaged.values(), *self._find_absent()),
             retried=self._scheduler.retried,
+            hedged=self._scheduler.hedged,
             verify=self._verify,
         )
 

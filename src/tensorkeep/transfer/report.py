@@ -43,7 +43,8 @@ class LoadReport:
     """What a load did.
 
     ``bytes_needed`` is what was asked for, ``bytes_read`` what devices gave (whole blocks, holes, second tries).
-    ``retried`` counts reads that went to another copy. ``mapped_bytes`` of the needed ones lie over files of this machine; what does
+    ``retried`` counts reads that went to another copy, ``hedged`` those that were asked of another one too, or left to it, because the first
+    was late. ``mapped_bytes`` of the needed ones lie over files of this machine; what does
     not is in memory of its own, and ``unmapped_bytes`` says why, by reason (`planning.map_plan.Unmapped`).
     """
 
@@ -56,6 +57,7 @@ class LoadReport:
     verify: Verify
     mapped_bytes: int = 0
     unmapped_bytes: Mapping[str, int] = field(default_factory=dict)
+    hedged: int = 0
 
     @property
     def slowest_seconds(self) -> float:
@@ -89,6 +91,7 @@ def add_reports(reports: Sequence[LoadReport], *, verify: Verify) -> LoadReport:
         verify=verify,
         mapped_bytes=sum(report.mapped_bytes for report in reports),
         unmapped_bytes=_add_counts([report.unmapped_bytes for report in reports]),
+        hedged=sum(report.hedged for report in reports),
     )
 
 

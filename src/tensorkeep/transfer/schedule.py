@@ -2,77 +2,40 @@
 
 The caller's thread hands out jobs and takes their answers; workers never wait for each other, so a slow device delays only
 its own reads, and pools that run tasks inline work as well. Each device gets an equal share of the memory budget, so that a
-slow one can't hold all of it.
+slow one can't hold all of it. A device that has nothing left takes over what waits for others, and what others are late with
+(`transfer.lateness`): a read that hangs is left alone with its scratch memory when the load has ended.
 """
 
 import concurrent.futures
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import ThrottlingDevice
 from tensorkeep.errors import Integrity, Internal, NotEnoughCopies, TensorkeepError, Unavailable
-from tensorkeep.records.layout import BLOCK_BYTES
-from tensorkeep.runtime import Runtime, WorkerPool
-from tensorkeep.transfer.job import WINDOW_BYTES, Attempt, Failure, Reading, ReadJob
+from tensorkeep.runtime import LeavablePool, Runtime
+from tensorkeep.transfer.device_queue import GIVE_UP_AFTER, DeviceQueue
+from tensorkeep.transfer.job import Attempt, Failure, Race, Reading, ReadJob
+from tensorkeep.transfer.lateness import LOOK_EVERY_S, is_late, is_worth
 from tensorkeep.transfer.reader_count import HIGHEST, ReaderCount, remember_readers, remembered_readers
 from tensorkeep.transfer.report import Damage
 from tensorkeep.transfer.sources import PartSource, PartTable
 
-LEAST_READERS, MOST_READERS = 4, 8
-"""Reads of a local device at once; as many again wait in its pool, so that none waits for the scheduling thread. With more than 8
-threads each waits longer for the interpreter lock than it reads: on 16 processors 8 were quickest, warm."""
-
-GIVE_UP_AFTER = 3
-"""Failures to answer after which a device is not asked again in the same load."""
-
-
-def readers_per_device(device_count: int, processors: int) -> int:
-    """Return how many reads of a local device run at once."""
-    return min(max(processors // 2 // max(device_count, 1), LEAST_READERS), MOST_READERS)
-
-
-def longest_read_bytes(memory_limit_bytes: int, device_count: int, readers: int) -> int:
-    """Return how long reads may be such that each device can have all its readers at work within the limit."""
-    share = memory_limit_bytes // max(device_count, 1) // readers
-    return max(min(share, WINDOW_BYTES) // BLOCK_BYTES, 1) * BLOCK_BYTES
+LEAVE_AFTER_S = 1.0
+"""How long a load that has failed waits for reads that hang."""
 
 
 @dataclass(slots=True)
-class DeviceQueue:
-    """A device's jobs and what it has done so far. Touched by the scheduling thread only."""
+class _Running:
+    """A read that runs: since when, and for which job it was asked again, if it was."""
 
-    device: str
-    waiting: deque[tuple[ReadJob, PartSource]] = field(default_factory=deque)
-    waiting_bytes: int = 0
-    running: int = 0
-    held_bytes: int = 0
-    failures: int = 0
-    bytes_read: int = 0
-    started_s: float | None = None
-    ended_s: float = 0.0
-    local_readers: int = LEAST_READERS
-    pool: WorkerPool | None = None
-    remote: ThrottlingDevice | None = None
-    readers: ReaderCount | None = None
-
-    @property
-    def admits(self) -> int:
-        """How many reads may be in its pool; those of a remote device are counted one by one to find the best number."""
-        return 2 * self.local_readers if self.readers is None else self.readers.readers
-
-    @property
-    def given_up(self) -> bool:
-        """Whether the device failed to answer too often to be asked again."""
-        return self.failures >= GIVE_UP_AFTER
-
-    @property
-    def seconds(self) -> float:
-        """From the first byte asked for to the last byte verified."""
-        return 0.0 if self.started_s is None else self.ended_s - self.started_s
+    job: ReadJob
+    source: PartSource
+    since_s: float
+    instead_of: ReadJob | None = None
 
 
 class Scheduler:
@@ -104,13 +67,17 @@ class Scheduler:
         self.retried = 0
         self._missing: dict[int, Failure] = {}
         self._held_bytes = 0
-        self._running: dict[concurrent.futures.Future[Attempt], tuple[ReadJob, PartSource]] = {}
+        self.hedged = 0
+        self._running: dict[concurrent.futures.Future[Attempt], _Running] = {}
         self._ended: SimpleQueue[concurrent.futures.Future[Attempt]] = SimpleQueue()
         self._unfinished = 0
         self._fatal: TensorkeepError | None = None
 
     def run(self, jobs: Iterable[ReadJob], stop: Callable[[], None]) -> None:
-        """Run jobs to their end; all threads have ended when this returns or raises.
+        """Run jobs to their end.
+
+        When this returns or raises no thread reads into a destination any more. All have ended but those whose read hangs, or
+        was late and is done by another.
 
         Args:
             jobs: in order of part and start; the first source of each is its first choice.
@@ -123,17 +90,21 @@ class Scheduler:
         """
         for job in jobs:
             self._unfinished += 1
+            if self._may_be_left(job):
+                job.race = Race()
             self._queue(job, first=True)
         with ExitStack() as pools:
             try:
                 self._loop(pools)
             except BaseException:  # a bug, or an interrupt: workers must see it before their pools are joined
                 stop()
-                self._cancel()
+                self._await_running()
+                self._leave_late()
                 raise
             if self._fatal:
                 stop()
                 self._drain()
+            self._leave_late()
         if self._fatal:
             raise self._fatal
         if self._unfinished:
@@ -143,11 +114,15 @@ class Scheduler:
         while self._unfinished and self._fatal is None:
             self._check_deadline()
             self._submit(pools)
+            self._take_over(pools)
             if not self._running:
                 return
-            self._settle(self._ended.get())
-            while not self._ended.empty():
-                self._settle(self._ended.get())
+            try:
+                self._settle(self._ended.get(timeout=self._patience_s()))
+                while not self._ended.empty():
+                    self._settle(self._ended.get())
+            except Empty:
+                pass  # nothing has ended: somebody may be late
 
     def _submit(self, pools: ExitStack) -> None:
         progressed = True
@@ -174,21 +149,35 @@ class Scheduler:
     def _start(self, queue: DeviceQueue, pools: ExitStack) -> None:
         job, source = queue.waiting.popleft()
         queue.waiting_bytes -= job.size_bytes
+        self._ask(queue, pools, job, source)
+
+    def _ask(
+        self,
+        queue: DeviceQueue,
+        pools: ExitStack,
+        job: ReadJob,
+        source: PartSource,
+        instead_of: ReadJob | None = None,
+    ) -> None:
+        now = self._runtime.clock.monotonic_s()
         queue.held_bytes += job.size_bytes
         queue.running += 1
+        queue.asked_s = now if queue.asked_s is None else queue.asked_s
+        if job.race is not None:
+            job.race.running += 1
         if queue.pool is None:
             queue.pool = pools.enter_context(self._open_pool(queue))
         future = queue.pool.submit(self._reading.attempt, job, source, self._parts.devices[source.device])
-        self._running[future] = (job, source)
+        self._running[future] = _Running(job, source, now, instead_of)
         future.add_done_callback(self._ended.put)  # to wait for any of many futures asks each of them, every time
 
-    def _open_pool(self, queue: DeviceQueue) -> WorkerPool:
+    def _open_pool(self, queue: DeviceQueue) -> LeavablePool:
         device = innermost(self._parts.devices[queue.device])
         if isinstance(device, ThrottlingDevice):
             queue.remote = device
             queue.readers = ReaderCount(remembered_readers(device.url), throttled=device.throttled)
         workers = self._readers if queue.readers is None else HIGHEST
-        return self._runtime.workers.open_pool(workers, f"read-{self._parts.device_name(queue.device)}")
+        return self._runtime.workers.open_leavable_pool(workers, f"read-{self._parts.device_name(queue.device)}")
 
     def _count_read(self, queue: DeviceQueue, attempt: Attempt) -> None:
         if queue.readers is not None and queue.remote is not None and attempt.bytes_read:
@@ -198,26 +187,57 @@ class Scheduler:
             remember_readers(queue.remote.url, queue.readers.settled)
 
     def _settle(self, future: "concurrent.futures.Future[Attempt]") -> None:
-        job, source = self._running.pop(future)
-        queue = self.queues[source.device]
+        running = self._running.pop(future)
+        job = running.job
+        queue = self.queues[running.source.device]
         queue.running -= 1
         queue.held_bytes -= job.size_bytes
+        if job.race is not None:
+            job.race.running -= 1
+        if future.cancelled():  # another was first, before this one had begun
+            self._reading.let_go(job)
+            return
         attempt = future.result()
-        queue.bytes_read += attempt.bytes_read
-        queue.started_s = attempt.started_s if queue.started_s is None else min(queue.started_s, attempt.started_s)
-        queue.ended_s = max(queue.ended_s, attempt.ended_s)
+        queue.count(attempt)
         self._count_read(queue, attempt)
         if attempt.failure:
             self._record(job, attempt.failure)
-        if not job.pending:
-            self._unfinished -= 1
-            self._held_bytes -= job.size_bytes
-            if self._progress and self._fatal is None:
-                self._progress(attempt.delivered)
+        if not job.pending and not attempt.late:
+            self._finish(job, attempt)
         elif attempt.failure:
-            self._next_copy(job)
+            self._go_on(running)
         if queue.given_up:
             self._give_up(queue)
+
+    def _finish(self, job: ReadJob, attempt: Attempt) -> None:
+        self._unfinished -= 1
+        self._held_bytes -= job.size_bytes
+        if self._progress and self._fatal is None:
+            self._progress(attempt.delivered)
+        if (race := job.race) is None:
+            return
+        race.is_over = True
+        if race.running:
+            for future in [future for future, other in self._running.items() if other.job.race is race]:
+                future.cancel()
+        if race.spare is not None:
+            self._reading.let_go(race.spare)
+
+    def _go_on(self, running: _Running) -> None:
+        """Ask the next copy for what one failed to give, unless another is at it."""
+        job, race = running.job, running.job.race
+        if race is not None and race.is_won:
+            self._reading.let_go(job)
+        elif running.instead_of is not None:
+            self._reading.let_go(job)
+            running.instead_of.failures += job.failures
+            if race is not None and race.spare is running.instead_of:
+                race.spare = None
+                self._next_copy(running.instead_of)
+        elif race is not None and race.running:
+            race.spare = job
+        else:
+            self._next_copy(job)
 
     def _record(self, job: ReadJob, failure: Failure) -> None:
         job.failures.append(failure)
@@ -236,6 +256,103 @@ class Scheduler:
             self._missing.setdefault(source.location, failure)
         if failure.kind == "unreachable":
             self.queues[source.device].failures += 1
+
+    def _may_be_left(self, job: ReadJob) -> bool:
+        """Return whether the load may go on, or end, while a read of it hangs: then it must not be read into its destination."""
+        first = job.sources[0] if job.sources else None
+        others = (each for each in self._parts.sources.get(job.read.part, ()) if each is not first)
+        return self._deadline_at_s is not None or any(each.device in self._parts.devices for each in others)
+
+    def _patience_s(self) -> float | None:
+        """Return how long to wait for the end of any read before somebody may be late."""
+        left = None
+        if self._deadline_at_s is not None:
+            left = max(self._deadline_at_s - self._runtime.clock.monotonic_s(), 0.0) + 1e-3
+        if any(each.job.race is not None for each in self._running.values()):
+            return LOOK_EVERY_S if left is None else min(left, LOOK_EVERY_S)
+        return left
+
+    def _take_over(self, pools: ExitStack) -> None:
+        """Give devices that have nothing left what waits for others, and ask them for what others are late with."""
+        now = self._runtime.clock.monotonic_s()
+        for queue in [queue for queue in self.queues.values() if queue.is_idle and not queue.given_up]:
+            for other in self.queues.values():
+                if other is not queue:
+                    self._take_waiting(queue, other, now, pools)
+        for running in list(self._running.values()):
+            race = running.job.race
+            if race is None or race.is_won or race.running > 1:
+                continue
+            if not running.job.optional:
+                self._ask_again(running, race, now, pools)
+            elif is_late(now - running.since_s, self.queues[running.source.device].usual_s, None):
+                self._leave(running.job, race)
+                self._leave_waiting(self.queues[running.source.device])
+
+    def _ask_again(self, running: _Running, race: Race, now: float, pools: ExitStack) -> None:
+        """Ask another copy for a read that is late, if its device has nothing else to do."""
+        job = running.job
+        usual_s = self.queues[running.source.device].usual_s
+        for source in job.sources:
+            queue = self.queues.setdefault(source.device, DeviceQueue(source.device, local_readers=self._readers))
+            usable = queue.is_idle and not queue.given_up and source.location not in self._missing
+            if usable and is_late(now - running.since_s, usual_s, queue.usual_s):
+                job.sources = [each for each in job.sources if each is not source]
+                again = ReadJob(job.read, [], [(job.read.start, job.read.end)], admitted=True, race=race)
+                self.hedged += 1
+                self._ask(queue, pools, again, source, instead_of=job)
+                return
+
+    def _take_waiting(self, queue: DeviceQueue, other: DeviceQueue, now: float, pools: ExitStack) -> None:
+        while queue.is_idle and other.waiting:
+            job, source = other.waiting[-1]
+            mine = next((each for each in job.sources if each.device == queue.device and not each.suspect), None)
+            if mine is None or mine.location in self._missing:
+                return
+            stalls = is_late(other.quiet_s(now), other.usual_s, queue.usual_s)
+            rate = other.rate(now) or self._parts.rates.get(other.device)
+            if not (stalls or is_worth(other.waiting_bytes + other.held_bytes, rate, queue.usual_s)):
+                return
+            other.waiting.pop()
+            other.waiting_bytes -= job.size_bytes
+            job.sources = [*(each for each in job.sources if each is not mine), source]
+            queue.waiting.append((job, mine))
+            queue.waiting_bytes += job.size_bytes
+            if not self._admit(queue):
+                return
+            self._start(queue, pools)
+
+    def _leave(self, job: ReadJob, race: Race) -> None:
+        """Go on without an optional read that is late; its scratch is its own until it ends."""
+        if race.win():
+            race.is_over = True
+            self.hedged += 1
+            self.abandoned.add(job.read.part)
+            self._unfinished -= 1
+            self._held_bytes -= job.size_bytes if job.admitted else 0
+
+    def _leave_waiting(self, queue: DeviceQueue) -> None:
+        """Leave the optional reads that wait behind one that is late."""
+        kept = deque[tuple[ReadJob, PartSource]]()
+        for job, source in queue.waiting:
+            if job.optional and job.race is not None:
+                queue.waiting_bytes -= job.size_bytes
+                self._leave(job, job.race)
+            else:
+                kept.append((job, source))
+        queue.waiting = kept
+
+    def _leave_late(self) -> None:
+        """Let the pools be left whose reads nobody waits for, once none of them can deliver any more."""
+        needed = {each.source.device for each in self._running.values() if each.job.race is None}
+        for future, running in self._running.items():
+            race, pool = running.job.race, self.queues[running.source.device].pool
+            if race is None or pool is None:  # it reads into its destination: it must be waited for
+                continue
+            if not race.is_over and not race.win():
+                concurrent.futures.wait([future])  # it delivers
+            elif running.source.device not in needed:
+                pool.abandon()
 
     def _next_copy(self, job: ReadJob) -> None:
         self.retried += 1
@@ -320,23 +437,31 @@ class Scheduler:
 
     def _check_deadline(self) -> None:
         if self._deadline_at_s is not None and self._runtime.clock.monotonic_s() > self._deadline_at_s:
+            waited_for: dict[str, int] = {}
+            for running in self._running.values():
+                name = self._parts.device_name(running.source.device)
+                waited_for[name] = waited_for.get(name, 0) + 1
+            asked = ", ".join(f"{count} of device {name}" for name, count in sorted(waited_for.items())) or "none"
             self._fail(
                 Unavailable(
-                    f"the load passed its deadline of {self._deadline_s} s with {self._unfinished} reads to go: give it more "
-                    "time, or see which device is slow",
+                    f"the load passed its deadline of {self._deadline_s} s with {self._unfinished} reads to go, waiting for "
+                    f"{asked}: give it more time, or see why that device is slow",
                     deadline_s=self._deadline_s,
+                    devices=sorted(waited_for),
                 )
             )
 
-    def _cancel(self) -> None:
+    def _await_running(self) -> None:
+        """Wait for what still runs; for what may be left not long, since it may hang."""
         for future in self._running:
             future.cancel()
+        can_leave = all(each.job.race is not None for each in self._running.values())
+        concurrent.futures.wait(self._running, timeout=LEAVE_AFTER_S if can_leave else None)
 
     def _drain(self) -> None:
-        """Wait for what still runs; what failed for good in the meantime is noted on the first error."""
-        self._cancel()
-        concurrent.futures.wait(self._running)
-        for future in list(self._running):
+        """Wait for what still runs, save what hangs; what failed for good in the meantime is noted on the first error."""
+        self._await_running()
+        for future in [future for future in self._running if future.done()]:
             error = None if future.cancelled() else future.exception()
             if error and self._fatal:
                 self._fatal.add_note(f"also: {error!r}")

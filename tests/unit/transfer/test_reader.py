@@ -17,11 +17,11 @@ from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.records.manifest import Extent
-from tensorkeep.runtime import InlineWorkers, ManualClock, Runtime, ThreadWorkers, WorkerPool
+from tensorkeep.runtime import InlineWorkers, LeavablePool, ManualClock, Runtime, ThreadWorkers
 from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.device_queue import readers_per_device
 from tensorkeep.transfer.reader import read_boxes, read_parts
 from tensorkeep.transfer.report import LoadReport, Verify
-from tensorkeep.transfer.schedule import readers_per_device
 from tests.unit.transfer.small_world import (
     World,
     array_in,
@@ -377,8 +377,8 @@ class CountedWorkers(ThreadWorkers):
         self.most = 0
         self._lock = threading.Lock()
 
-    def open_pool(self, max_workers: int, name: str) -> WorkerPool:
-        return _CountedPool(self, super().open_pool(max_workers, name))
+    def open_leavable_pool(self, max_workers: int, name: str) -> LeavablePool:
+        return _CountedPool(self, super().open_leavable_pool(max_workers, name))
 
     def change(self, by: int) -> None:
         with self._lock:
@@ -387,7 +387,7 @@ class CountedWorkers(ThreadWorkers):
 
 
 class _CountedPool:
-    def __init__(self, workers: CountedWorkers, pool: WorkerPool) -> None:
+    def __init__(self, workers: CountedWorkers, pool: LeavablePool) -> None:
         self._workers = workers
         self._pool = pool
 
@@ -400,6 +400,9 @@ class _CountedPool:
 
         self._workers.change(1)
         return self._pool.submit(run)
+
+    def abandon(self) -> None:
+        self._pool.abandon()
 
     def __enter__(self) -> Self:
         self._pool.__enter__()
