@@ -108,6 +108,8 @@ def _without_overlap(numbers: Sequence[int], tensors: Sequence[Wanted]) -> tuple
 
 def _suits(tensor: Wanted, page_bytes: int) -> bool:
     first, last = tensor.pieces[0], len(tensor.pieces) - 1
+    if not last:
+        return first.start % tensor.item_bytes == 0
     return first.start % tensor.item_bytes == 0 and all(
         (index == 0 or piece.start % page_bytes == 0)
         and (index == last or (piece.start + piece.length) % page_bytes == 0)

@@ -102,7 +102,7 @@ NAMES_BY_NUMPY: dict[np.dtype, str] = {dtype.numpy: name for name, dtype in DTYP
 
 def find_dtype(name: str) -> Dtype | None:
     """Return a dtype by its name, or None."""
-    if (dtype := DTYPES.get(name) or GGUF_DTYPES.get(name)) is not None:
+    if (dtype := DTYPES.get(name)) is not None or (dtype := GGUF_DTYPES.get(name)) is not None:
         return dtype
     return _find_npy(name.removeprefix(NPY_PREFIX)) if name.startswith(NPY_PREFIX) else None
 

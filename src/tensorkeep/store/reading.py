@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
 from tensorkeep.errors import InvalidInput
-from tensorkeep.planning.read_plan import ExtentMap, PartRange
+from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
@@ -17,7 +17,7 @@ from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.structure import part_table
 from tensorkeep.transfer.boxes import Box
-from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors
+from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors, pieces_of
 from tensorkeep.transfer.reader import read_boxes, read_parts
 from tensorkeep.transfer.report import LoadReport, Verify, add_reports
 from tensorkeep.transfer.sources import PartTable
@@ -78,8 +78,9 @@ class VersionReader:
 
     def map_tensors(self, tensors: Sequence[tuple[File, Tensor]]) -> LaidTensors:
         """Lay whole tensors over files where that can be done; `read_boxes` verifies them. See `transfer.mapped_tensors`."""
-        table = self._table(_parts_of(tensors))
-        return map_tensors(tensors, table), table
+        pieces = pieces_of(tensors)
+        table = self._table({piece.part for found in pieces for piece in found})
+        return map_tensors(tensors, pieces, table), table
 
     def read_boxes(
         self,
@@ -88,7 +89,7 @@ class VersionReader:
         whole: Callable[[int], None] | None = None,
     ) -> None:
         """Fill the destinations of boxes, and verify what was mapped; see `transfer.reader.read_boxes`."""
-        mapped, table = mapping or (None, self._table(_parts_of((box.file, box.tensor) for box in boxes)))
+        mapped, table = mapping or (None, self._table(_parts_of(boxes)))
         report = read_boxes(
             boxes,
             parts=table,
@@ -138,13 +139,6 @@ class VersionReader:
             self.progress.count(size_bytes)
 
 
-def _parts_of(tensors: Iterable[tuple[File, Tensor]]) -> set[int]:
-    """Return the parts that tensors touch."""
-    maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
-    parts: set[int] = set()
-    for file, tensor in tensors:
-        extents = maps.get(id(file))
-        if extents is None:
-            extents = maps[id(file)] = ExtentMap(file.extents)
-        parts.update(piece.part for piece in extents.pieces(tensor.start, tensor.length, 0))
-    return parts
+def _parts_of(boxes: Sequence[Box]) -> set[int]:
+    """Return the parts that the tensors of boxes touch."""
+    return {piece.part for found in pieces_of([(box.file, box.tensor) for box in boxes]) for piece in found}

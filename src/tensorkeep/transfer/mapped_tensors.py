@@ -65,8 +65,8 @@ class MappedTensors:
     def pieces(self, first_item: int) -> Iterator[Piece]:
         """Yield the pieces of parts that the mapped tensors are; tensor number n is item ``first_item + n``."""
         for number in self.views:
-            for piece in self._wanted[number].pieces:
-                yield piece._replace(item=first_item + number)
+            for part, start, length, item, offset in self._wanted[number].pieces:
+                yield Piece(part, start, length, first_item + item, offset)
 
     def replace(self, parts: set[int]) -> None:
         """Lay fresh memory in the place of these parts: what lies there was found bad, or could not be verified.
@@ -82,14 +82,28 @@ class MappedTensors:
                     raise MemoryError(f"no memory for {lay.length} bytes of a part: {error}") from error
 
 
-def map_tensors(tensors: Sequence[tuple[File, Tensor]], parts: PartTable) -> MappedTensors:
+def pieces_of(tensors: Sequence[tuple[File, Tensor]]) -> list[list[Piece]]:
+    """Return the pieces of parts that whole tensors are, by their number."""
+    maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
+    found = []
+    for number, (file, tensor) in enumerate(tensors):
+        extents = maps.get(id(file))
+        if extents is None:
+            extents = maps[id(file)] = ExtentMap(file.extents)
+        found.append(extents.pieces(tensor.start, tensor.length, number))
+    return found
+
+
+def map_tensors(
+    tensors: Sequence[tuple[File, Tensor]], pieces: Sequence[Sequence[Piece]], parts: PartTable
+) -> MappedTensors:
     """Lay whole tensors over the files of their parts, where that can be done, and touch none of their bytes.
 
-    Of several copies on devices whose files can be mapped each part gets one so that devices finish together; copies found bad
+    ``pieces`` are theirs, by `pieces_of`. Of several copies on devices whose files can be mapped each part gets one so that devices finish together; copies found bad
     before are left alone. A part whose file is not there, or has another size, is left to be read, which finds out why.
     """
     devices = {id_: found for id_, device in parts.devices.items() if (found := mappable(device)) is not None}
-    wanted = _wanted(tensors)
+    wanted = _wanted(tensors, pieces)
     needs: dict[int, int] = {}
     for tensor in wanted:
         for piece in tensor.pieces:
@@ -126,18 +140,17 @@ def map_tensors(tensors: Sequence[tuple[File, Tensor]], parts: PartTable) -> Map
     )
 
 
-def _wanted(tensors: Sequence[tuple[File, Tensor]]) -> list[Wanted]:
-    maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
+def _wanted(tensors: Sequence[tuple[File, Tensor]], pieces: Sequence[Sequence[Piece]]) -> list[Wanted]:
+    item_bytes: dict[str, int] = {}
     wanted = []
-    for number, (file, tensor) in enumerate(tensors):
+    for (_, tensor), found in zip(tensors, pieces, strict=True):
         if tensor.strides is not None:  # it need not be contiguous
             wanted.append(Wanted((), 1))
             continue
-        extents = maps.get(id(file))
-        if extents is None:
-            extents = maps[id(file)] = ExtentMap(file.extents)
-        dtype, _ = tensor_array(tensor)
-        wanted.append(Wanted(extents.pieces(tensor.start, tensor.length, number), dtype.itemsize))
+        size = item_bytes.get(tensor.dtype)
+        if size is None:
+            size = item_bytes[tensor.dtype] = tensor_array(tensor)[0].itemsize
+        wanted.append(Wanted(found, size))
     return wanted
 
 
@@ -168,6 +181,8 @@ def _lay_all(
 
 
 def _length(tensor: Wanted) -> int:
+    if len(tensor.pieces) == 1:  # as nearly all are where there are many
+        return tensor.pieces[0].length
     return sum(piece.length for piece in tensor.pieces)
 
 
