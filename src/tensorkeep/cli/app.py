@@ -114,7 +114,7 @@ def build_app() -> typer.Typer:
 def _device_group() -> typer.Typer:
     group = _group(
         help_text(
-            "Add, list, check and give up devices.",
+            "Add, list, check, measure and give up devices.",
             "tensorkeep device add nvme0 file:///mnt/nvme0",
         )
     )
@@ -134,6 +134,13 @@ def _device_group() -> typer.Typer:
         devices.check,
         "tensorkeep device check nvme0",
         "tensorkeep device check /mnt/nvme1",
+    )
+    add_command(
+        group,
+        "bench",
+        devices.bench,
+        "tensorkeep device bench nvme0",
+        "tensorkeep device bench nvme0 hdd0 --size 1GiB --save",
     )
     add_command(group, "lost", devices.lost, "tensorkeep device lost nvme0 --yes")
     return group

@@ -20,6 +20,7 @@ _COMPUTED = (
     "shared_bytes",
     "rate_bytes_per_s",
     "slowest_seconds",
+    "predicted_seconds",
     "load_seconds",
 )
 """Properties of reports that belong in their documents."""

@@ -31,6 +31,7 @@ class Conformance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         read_p50_us, read_p99_us: microseconds of a small read.
         write_p50_us, write_p99_us: microseconds of a small durable write.
         read_rate, write_rate: bytes per second of one reader and one writer.
+        best_rate, best_readers: bytes per second of the best number of readers, and that number, where a bench has found them.
     """
 
     checked_at: str
@@ -48,3 +49,5 @@ class Conformance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     write_p99_us: int | None = None
     read_rate: int | None = None
     write_rate: int | None = None
+    best_rate: int | None = None
+    best_readers: int | None = None

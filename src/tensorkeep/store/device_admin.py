@@ -7,6 +7,7 @@ from tensorkeep.devices.conformance import check_place
 from tensorkeep.devices.opening import normalize_url, open_device, same_place
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, Unavailable
+from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.conformance_report import ConformanceReport
 from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identity
 from tensorkeep.records.names import check_device_name
@@ -152,9 +153,23 @@ def _find_device(context: StoreContext, place: str) -> DeviceFacts | None:
 
 
 def _keep(context: StoreContext, facts: DeviceFacts, report: ConformanceReport) -> None:
-    """Keep a check's result with its device, and its class where it passed: the mount may be another than it was."""
+    """Keep a check's result with its device, and its class where it passed: the mount may be another than it was.
+
+    What was measured before and was not this time is kept too.
+    """
     durability = report.durability if report.ok else facts.durability
-    new = msgspec.structs.replace(facts, conformance=report.conformance, durability=durability)
+    found, before, bandwidth = report.conformance, facts.conformance, facts.bandwidth
+    if isinstance(before, Conformance):
+        found = msgspec.structs.replace(
+            found,
+            read_rate=found.read_rate or before.read_rate,
+            write_rate=found.write_rate or before.write_rate,
+            best_rate=before.best_rate,
+            best_readers=before.best_readers,
+        )
+        if bandwidth == before.read_rate:  # what a check measured; what a user gave, or a bench measured, stays
+            bandwidth = found.read_rate
+    new = msgspec.structs.replace(facts, conformance=found, durability=durability, bandwidth=bandwidth)
     record_change(
         context,
         lambda heads: context.catalog.change_device(facts, new, heads=heads, now=context.runtime.clock.now()),

@@ -22,6 +22,7 @@ from tensorkeep.records.names import parse_model_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.forecast_parts import ForeseenCopies, ForeseenParts, foresee_copies
 from tensorkeep.store.journal import refuse_stale
+from tensorkeep.store.learned_rates import find_rates
 from tensorkeep.store.place import get_first_device
 from tensorkeep.store.places import LOCAL_NAME
 from tensorkeep.store.progress import ByteProgress
@@ -72,7 +73,8 @@ def forecast_push(
     parts = ForeseenParts(plan, base, _hash_parts(context, plan, progress) if exact else {})
     copies = foresee_copies(context, plan, target, parts, shares, allow_soft=options.allow_soft)
     needs = dict(enumerate(parts.sizes))
-    choice = choose_copies(needs, {part: copies.after_push(part) for part in needs}, known_rates(target.devices))
+    rates = known_rates(target.devices, find_rates(context.cache_folder, target.devices))
+    choice = choose_copies(needs, {part: copies.after_push(part) for part in needs}, rates)
     new = [part for part in parts.new if copies.written[part] and not copies.held[part]]
     return PushForecast(
         model=None if model is None else str(parse_model_name(model)),

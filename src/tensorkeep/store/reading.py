@@ -14,6 +14,7 @@ from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
+from tensorkeep.store.learned_rates import learn_rates
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.structure import part_table
 from tensorkeep.transfer.boxes import Box
@@ -102,6 +103,7 @@ class VersionReader:
             whole=whole,
         )
         self._reports.append(report)
+        learn_rates(self._context, report, table.devices)
 
     def read_ranges(self, ranges: Sequence[PartRange], consume: Callable[[PartRange, memoryview], None]) -> None:
         """Hand each range of a part to ``consume``; see `transfer.reader.read_parts`."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from tensorkeep.devices.bench import ReaderRate
 from tensorkeep.records.device import DeviceFacts
 
 ChangeKind = Literal["added", "removed", "changed", "renamed"]
@@ -402,6 +403,30 @@ class DeviceStatus:
     def reachable(self) -> bool:
         """Whether it answers and is what the catalog says."""
         return self.problem is None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBench:
+    """What `DeviceCollection.bench` measured.
+
+    ``size_bytes`` were written, ``write_rate`` is bytes per second until they were durable. ``read_rates`` are bytes per second by
+    number of readers at once, in rising order; ``best_rate`` and ``best_readers`` the best of them: the fewest readers that are as
+    fast, but for noise, as any. ``read_latency_seconds`` is the median time of a read of 4 KiB. ``bandwidth`` is the catalog's from
+    now on: ``saved`` says that it is what was measured, ``given`` that it is a user's and stayed for that.
+    """
+
+    name: str
+    url: str
+    size_bytes: int
+    write_rate: int
+    read_latency_seconds: float
+    read_rates: tuple[ReaderRate, ...]
+    best_readers: int
+    best_rate: int
+    bandwidth: int | None
+    rate_limit: int | None
+    given: bool
+    saved: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ from typing import Any, Self
 from tensorkeep.errors import AlreadyExists
 from tensorkeep.records.conformance_report import ConformanceReport
 from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.layout import MIB
 from tensorkeep.records.names import parse_revision
 from tensorkeep.store import device_admin, gc, revisions, usage
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.device_bench import bench_device
 from tensorkeep.store.diff import diff_manifests
 from tensorkeep.store.diff_stats import measure_changes
 from tensorkeep.store.forecast import forecast_push
@@ -23,6 +25,7 @@ from tensorkeep.store.pull import PullReport, pull_files
 from tensorkeep.store.push import push
 from tensorkeep.store.push_target import PushOptions, make_policy
 from tensorkeep.store.reports import (
+    DeviceBench,
     DeviceStatus,
     Diff,
     GcReport,
@@ -40,6 +43,7 @@ from tensorkeep.store.verify import verify_store, verify_version
 from tensorkeep.transfer.report import Verify
 
 DAY_S = 86400.0
+BENCH_BYTES = 256 * MIB
 
 
 class DeviceCollection:
@@ -103,6 +107,29 @@ class DeviceCollection:
         """
         report = device_admin.check_device(self._context, place)
         if report.name is not None:
+            self._context.place.write_note(self._context.catalog)
+        return report
+
+    def bench(self, name: str, *, size: int = BENCH_BYTES, save: bool | None = None) -> DeviceBench:
+        """Measure how fast a device is written and read, by how many readers best, and how long a small read takes.
+
+        It writes objects of its own on the device, reads them and removes them; a limit of the device's rate holds. The read
+        rate of the best number of readers becomes the device's bandwidth.
+
+        Args:
+            name: the device.
+            size: bytes to write at most, at least 1 MiB; slow devices get less.
+            save: whether to keep the bandwidth in the catalog; None: unless a user gave the one that is there.
+
+        Raises:
+            NotFound: there is no such device.
+            InvalidInput: it is given up, or ``size`` is too little.
+            Capacity: it has no room for ``size``.
+            PermissionDenied: it, or the store, can't be written.
+            Unavailable: it does not answer, or is not the device that the catalog means.
+        """
+        report = bench_device(self._context, name, size_bytes=size, save=save)
+        if report.saved:
             self._context.place.write_note(self._context.catalog)
         return report
 

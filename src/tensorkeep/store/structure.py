@@ -1,6 +1,6 @@
 """Opening a version: its manifest and checks, from the catalog or from any good copy on a device, verified either way."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from tensorkeep.catalog.protocol import Location, ObjectKey
@@ -13,6 +13,7 @@ from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import Manifest, decode_manifest
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.learned_rates import find_rates
 from tensorkeep.transfer.report import Damage
 from tensorkeep.transfer.sources import PartSource, PartTable
 
@@ -106,17 +107,28 @@ def part_table(
         sources={part: _sources(found.get(key, [])) for part, key in keys.items()},
         devices=context.fleet.readable(devices),
         names={facts.id: facts.name for facts in devices},
-        rates=known_rates(devices),
+        rates=known_rates(devices, find_rates(context.cache_folder, devices)),
         confirm_checks=confirm_checks,
         describe=lambda part: describe_part(manifest, part),
         note_damage=note_damage,
     )
 
 
-def known_rates(devices: Iterable[DeviceFacts]) -> dict[str, float]:
-    """Return the bytes per second that devices give, by id, where that is known."""
-    rates = {facts.id: [rate for rate in (facts.bandwidth, facts.rate_limit) if rate] for facts in devices}
-    return {device: float(min(known)) for device, known in rates.items() if known}
+def known_rates(devices: Iterable[DeviceFacts], learned: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return the bytes per second that devices give, by id, where that is known.
+
+    Args:
+        devices: rows of the catalog.
+        learned: what real loads taught (`learned_rates.find_rates`), instead of the catalog's bandwidth. For predictions; where
+            parts are placed is decided for all machines, by the catalog alone.
+    """
+    rates = {}
+    for facts in devices:
+        bandwidth = (learned or {}).get(facts.id, facts.bandwidth)
+        known = [rate for rate in (bandwidth, facts.rate_limit) if rate]
+        if known:
+            rates[facts.id] = float(min(known))
+    return rates
 
 
 def _sources(locations: Sequence[Location]) -> list[PartSource]:

@@ -29,13 +29,21 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLoad:
-    """What one device gave: ``seconds`` (L_i) from the first byte asked for to the last byte verified."""
+    """What one device gave: ``seconds`` (L_i) from the first byte asked for to the last byte verified.
+
+    ``predicted_seconds`` is what its known rate made of the bytes that it was to give.
+    """
 
     id: str
     name: str
     bytes: int
     seconds: float
     predicted_seconds: float
+
+    @property
+    def rate_bytes_per_s(self) -> float:
+        """Bytes per second of the device; 0 where it took no time."""
+        return self.bytes / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,11 @@ class LoadReport:
     def slowest_seconds(self) -> float:
         """L = max L_i: the seconds of the slowest device; 0 where nothing was read."""
         return max((device.seconds for device in self.devices), default=0.0)
+
+    @property
+    def predicted_seconds(self) -> float:
+        """What L was predicted to be: the longest that any device was to take, by its known rate."""
+        return max((device.predicted_seconds for device in self.devices), default=0.0)
 
     @property
     def rate_bytes_per_s(self) -> float:

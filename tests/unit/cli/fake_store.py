@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from tensorkeep.cli.session import Doors
+from tensorkeep.devices.bench import ReaderRate
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.conformance_report import ConformanceReport, ProbeResult
@@ -13,6 +14,7 @@ from tensorkeep.store.join_file import JoinReport
 from tensorkeep.store.known_names import KnownNames
 from tensorkeep.store.pull import PullReport
 from tensorkeep.store.reports import (
+    DeviceBench,
     DeviceForecast,
     DeviceStatus,
     Diff,
@@ -93,6 +95,20 @@ REFUSED = ConformanceReport(
         refusal="http_ranges: it ignores ranges",
     ),
     seconds=0.5,
+)
+BENCH = DeviceBench(
+    name="nvme0",
+    url="file:///mnt/nvme0",
+    size_bytes=268_435_456,
+    write_rate=900_000_000,
+    read_latency_seconds=0.000_085,
+    read_rates=(ReaderRate(1, 1_500_000_000), ReaderRate(2, 2_500_000_000), ReaderRate(4, 2_600_000_000)),
+    best_readers=2,
+    best_rate=2_500_000_000,
+    bandwidth=2_500_000_000,
+    rate_limit=None,
+    given=False,
+    saved=True,
 )
 DEVICE = DeviceStatus(
     facts=FACTS, problem=None, objects=12, bytes=1_500_000_000, bad_objects=0, free_bytes=10**12, journal_behind=0
@@ -295,6 +311,7 @@ class FakeStore:
     def __post_init__(self) -> None:
         self.answers = {
             "devices.add": FACTS,
+            "devices.bench": BENCH,
             "devices.check": CHECK,
             "devices.list": [DEVICE, DOWN_DEVICE],
             "devices.lost": FACTS,
@@ -355,6 +372,7 @@ class FakeStore:
     def devices(self) -> Any:
         return SimpleNamespace(
             add=self._door("devices.add"),
+            bench=self._door("devices.bench"),
             check=self._door("devices.check"),
             list=self._door("devices.list"),
             lost=self._door("devices.lost"),

@@ -1,16 +1,20 @@
 """Each command calls its promise with what the user wrote, and prints what came back for people."""
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 from tensorkeep.cli.metadata_table import metadata_table
+from tensorkeep.errors import Unavailable
 from tensorkeep.store.reports import Diff, GcReport, TensorChange, TensorStats, Version
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.fake_store import (
+    BENCH,
     DAMAGE,
     DEVICE,
     FACTS,
@@ -230,6 +234,31 @@ def test_load_shows_the_time_of_each_device_and_the_slowest(run: Run) -> None:
     assert ran.err == ""
 
 
+def test_load_holds_the_prediction_beside_what_it_took(run: Run) -> None:
+    rows = [line.split() for line in run("load", MODEL, "--report").out.splitlines()]
+    assert ["nvme1", "1.00", "GB", "500", "ms", "2.00", "GB/s", "600", "ms"] in rows
+    at = rows.index(["max", "L_i", "1.25", "s"])
+    assert rows[at + 1] == ["predicted", "1.00", "s"]
+
+
+def test_load_says_what_was_retried_damaged_mapped_and_why_not(run: Run) -> None:
+    report = dataclasses.replace(
+        LOAD_REPORT,
+        retried=3,
+        damaged=(DAMAGE, dataclasses.replace(DAMAGE, location=8), dataclasses.replace(DAMAGE, kind="missing")),
+        mapped_bytes=1_500_000_000,
+        unmapped_bytes={"elsewhere": 400_000_000, "misaligned": 100_000_000},
+    )
+    rows = [line.split(maxsplit=1) for line in run("load", MODEL, load=report).out.splitlines()]
+    assert ["retried", "3 reads"] in rows
+    assert ["damaged", "nvme1: 2 copies corrupt; nvme1: 1 copy missing"] in rows
+    assert ["mapped", "1.50 GB"] in rows
+    assert ["not", "mapped  400 MB elsewhere; 100 MB misaligned"] in rows
+    short = run("load", MODEL, "--no-report", load=report).out
+    assert "mapped" not in short
+    assert "mapped" not in run("load", MODEL).out  # nothing to say of it
+
+
 def test_load_without_report_leaves_the_table_of_devices_out(run: Run) -> None:
     ran = run("load", MODEL, "--no-report")
     assert "nvme0" not in ran.out
@@ -362,6 +391,55 @@ def test_a_filter_that_makes_no_sense_is_refused_before_the_store_is_opened(run:
     ran = run("show", MODEL, *words)
     assert ran.code == 2
     assert ran.doors.locations == []
+
+
+def test_device_bench_asks_for_each_device_with_the_options(run: Run) -> None:
+    ran = run("device", "bench", "nvme0", "hdd0")
+    options = {"size": 256 * 2**20, "save": None}
+    assert ran.doors.store.calls == [
+        ("devices.bench", ("nvme0",), options),
+        ("devices.bench", ("hdd0",), options),
+    ]
+    assert run("device", "bench", "nvme0", "--size", "1GB", "--save").call[2] == {"size": 10**9, "save": True}
+    assert run("device", "bench", "nvme0", "--no-save").call[2]["save"] is False
+    assert run("device", "bench").code == 2
+    refused = run("device", "bench", "nvme0", "--size", "big")
+    assert (refused.code, refused.doors.locations) == (2, [])
+
+
+def test_device_bench_shows_rates_latency_readers_and_what_became_of_them(run: Run) -> None:
+    def row(**changes: Any) -> list[str]:
+        out = run("device", "bench", "nvme0", devices__bench=dataclasses.replace(BENCH, **changes)).out
+        (line,) = [line for line in out.splitlines() if line.startswith("nvme0")]
+        return [cell for cell in re.split(" {2,}", line.strip()) if cell]
+
+    measured = ["nvme0", "900 MB/s", "0.09 ms", "1.50 GB/s", "2.50 GB/s", "2"]
+    assert row() == [*measured, "2.50 GB/s", "saved"]
+    given = row(saved=False, given=True, bandwidth=3_000_000_000)
+    assert given == [*measured, "3.00 GB/s", "the given bandwidth stays: --save replaces it"]
+    assert row(saved=False, bandwidth=None, rate_limit=200_000_000) == [*measured, "limited to 200 MB/s"]
+
+
+def test_device_bench_shows_what_it_measured_before_a_device_failed(run: Run) -> None:
+    answers: dict[str, Any] = {
+        "devices__bench": BENCH,
+        "devices__bench hdd0": Unavailable("hdd0 does not answer"),
+    }
+    ran = run("device", "bench", "nvme0", "hdd0", "s3", **answers)
+    assert ran.code == 7
+    assert "900 MB/s" in ran.out
+    assert ran.err == "error: hdd0 does not answer\n"
+    assert [args for _, args, _ in ran.doors.store.calls] == [("nvme0",), ("hdd0",)]
+    alone = run("device", "bench", "hdd0", **answers)
+    assert (alone.code, alone.out) == (7, "")
+
+
+def test_device_ls_in_full_shows_what_a_bench_found(run: Run) -> None:
+    assert FACTS.conformance
+    found = msgspec.structs.replace(FACTS.conformance, best_rate=2_500_000_000, best_readers=8)
+    status = dataclasses.replace(DEVICE, facts=msgspec.structs.replace(FACTS, conformance=found))
+    assert "2.50 GB/s with 8 readers" in run("device", "ls", "-v", devices__list=[status]).out
+    assert "readers" not in run("device", "ls", "-v").out
 
 
 def test_log_names_removed_versions(run: Run) -> None:

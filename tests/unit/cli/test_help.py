@@ -26,7 +26,7 @@ COMMANDS = (
         "du",
         "status",
     ),
-    *("rebuild-catalog", "device", "device add", "device ls", "device lost", "split", "join"),
+    *("rebuild-catalog", "device", "device add", "device ls", "device bench", "device lost", "split", "join"),
 )
 HEAVY = ("sqlalchemy", "alembic", "numpy", "torch", "msgspec", "zstandard", "blake3", "rich", "asyncio")
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "init": ("init", "./store"),
     "device add": ("device", "add", "nvme0", "file:///mnt/nvme0"),
     "device check": ("device", "check", "nvme0"),
+    "device bench": ("device", "bench", "nvme0", "hdd0"),
     "device ls": ("device", "ls"),
     "device lost": ("device", "lost", "nvme0", "--yes"),
     "plan": ("plan", "./llama", MODEL),
@@ -144,7 +145,9 @@ def test_verification_that_found_something_exits_with_6_and_still_prints_its_doc
 
 def test_computed_values_are_in_the_documents(run: Run) -> None:
     assert run("push", "x", MODEL, "--json").document["report"]["rate_bytes_per_s"] == 1e9
-    assert run("load", MODEL, "--json").document["report"]["slowest_seconds"] == 1.25
+    report = run("load", MODEL, "--json").document["report"]
+    assert (report["slowest_seconds"], report["predicted_seconds"]) == (1.25, 1.0)
+    assert [device["rate_bytes_per_s"] for device in report["devices"]] == [8e8, 2_001_000_000]
     assert run("diff", MODEL, MODEL, "--json").document["same"] is DIFF.same
     assert run("status", "--json").document["ok"] is False
     assert run("log", MODEL, "--json").document["entries"][1] == {

@@ -22,6 +22,9 @@ def test_bytes_seconds_and_devices_are_summed() -> None:
         DeviceLoad("C", "disk2", 9, 0.5, 0.5),
     )
     assert total.slowest_seconds == 3.0
+    assert total.predicted_seconds == 1.5
+    assert [device.rate_bytes_per_s for device in total.devices] == [10.0, 10 / 3, 18.0]
+    assert DeviceLoad("A", "disk0", 5, 0.0, 0.25).rate_bytes_per_s == 0.0
 
 
 def test_each_damaged_copy_and_each_device_out_of_reach_is_named_once() -> None:
@@ -32,3 +35,4 @@ def test_each_damaged_copy_and_each_device_out_of_reach_is_named_once() -> None:
 
 def test_of_no_loads_it_is_empty() -> None:
     assert add_reports([], verify="digest") == LoadReport(0, 0, 0.0, (), (), 0, "digest")
+    assert add_reports([], verify="digest").predicted_seconds == 0.0

@@ -12,16 +12,26 @@ from tensorkeep.cli.documents import device_document
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.suggestions import suggest_devices
 from tensorkeep.cli.tables import Block, Facts, Table
-from tensorkeep.cli.units import human_duration, human_rate, human_size, parse_rate, parse_size
-from tensorkeep.errors import ERROR_TABLE
+from tensorkeep.cli.units import human_count, human_duration, human_rate, human_size, parse_rate, parse_size
+from tensorkeep.errors import ERROR_TABLE, TensorkeepError
 
 if TYPE_CHECKING:
     from tensorkeep.records.conformance import Conformance
     from tensorkeep.records.conformance_report import ConformanceReport
     from tensorkeep.records.device import DeviceFacts
-    from tensorkeep.store.reports import DeviceStatus
+    from tensorkeep.store.reports import DeviceBench, DeviceStatus
 
 DEVICE_HEADINGS = ("DEVICE", "STATE", "ZONE", ">OBJECTS", ">STORED", ">FREE", ">BANDWIDTH", "NOTE")
+BENCH_HEADINGS = (
+    "DEVICE",
+    ">WRITE",
+    ">4 KiB READ",
+    ">ONE READER",
+    ">BEST",
+    ">READERS",
+    ">BANDWIDTH",
+    "NOTE",
+)
 
 
 def add(
@@ -115,6 +125,43 @@ def check(
         raise typer.Exit(ERROR_TABLE[report.refusal.code].exit_code)
 
 
+def bench(
+    session: Session,
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="The devices.", autocompletion=suggest_devices)],
+    *,
+    size: Annotated[
+        str, typer.Option("--size", metavar="SIZE", help="Write and read at most this much on each device.")
+    ] = "256MiB",
+    save: Annotated[
+        bool | None,
+        typer.Option(
+            "--save/--no-save",
+            help="Keep the best read rate as the device's bandwidth. Default: unless --bandwidth gave one.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure devices: write rate, read rate by the best number of readers, and how long a small read takes.
+
+    One after the other, with objects that are removed again; a device's rate limit holds. What is measured becomes the bandwidth
+    by which parts are placed and loads predicted.
+    """
+    size_bytes = parse_size(size)
+    reports: list[DeviceBench] = []
+    failure: TensorkeepError | None = None
+    with session.store() as store:
+        for name in names:
+            try:
+                reports.append(store.devices.bench(name, size=size_bytes, save=save))
+            except TensorkeepError as error:
+                failure = error
+                break
+    if reports:  # of those that were measured before one failed too
+        session.show({"devices": reports}, lambda: [bench_table(reports)])
+    if failure is not None:
+        raise failure
+
+
 def lost(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The device.", autocompletion=suggest_devices)],
@@ -203,6 +250,32 @@ def check_blocks(report: "ConformanceReport") -> list[Block]:
     ]
 
 
+def bench_table(reports: "Iterable[DeviceBench]") -> Table:
+    """Return the table of what devices did."""
+    rows = [
+        (
+            report.name,
+            human_rate(report.write_rate),
+            f"{report.read_latency_seconds * 1000:.2f} ms",
+            human_rate(report.read_rates[0].rate),
+            human_rate(report.best_rate),
+            str(report.best_readers),
+            "" if report.bandwidth is None else human_rate(report.bandwidth),
+            "; ".join(
+                note
+                for note in (
+                    "saved" if report.saved else "",
+                    "the given bandwidth stays: --save replaces it" if report.given else "",
+                    f"limited to {human_rate(report.rate_limit)}" if report.rate_limit else "",
+                )
+                if note
+            ),
+        )
+        for report in reports
+    ]
+    return Table(BENCH_HEADINGS, rows)
+
+
 def conformance_pairs(found: "Conformance") -> list[tuple[str, str | None]]:
     """Return what is kept of a check, first of all when it was and what came of it."""
     small = [
@@ -224,7 +297,14 @@ def conformance_pairs(found: "Conformance") -> list[tuple[str, str | None]]:
         ("4 KiB", ", ".join(small) or None),
         ("one writer", None if found.write_rate is None else human_rate(found.write_rate)),
         ("one reader", None if found.read_rate is None else human_rate(found.read_rate)),
+        ("best", _best_of(found)),
     ]
+
+
+def _best_of(found: "Conformance") -> str | None:
+    if found.best_rate is None or found.best_readers is None:
+        return None
+    return f"{human_rate(found.best_rate)} with {human_count(found.best_readers, 'reader')}"
 
 
 def device_facts(facts: "DeviceFacts", label: str) -> Facts:

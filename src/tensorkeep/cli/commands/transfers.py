@@ -1,5 +1,6 @@
 """Moving models: into the store, out of it as files, out of it into memory."""
 
+from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -307,7 +308,9 @@ def _amount(tensors: int, report: "LoadReport") -> str:
 
 def _load_blocks(facts: Sequence[tuple[str, str | None]], report: "LoadReport", *, table: bool) -> list[Block]:
     blocks: list[Block] = []
+    details: list[tuple[str, str | None]] = []
     if table:
+        details = _load_details(report)
         blocks.append(
             Table(("DEVICE", ">READ", ">L_i", ">RATE", ">PREDICTED"), [_device_row(d) for d in report.devices])
         )
@@ -317,7 +320,9 @@ def _load_blocks(facts: Sequence[tuple[str, str | None]], report: "LoadReport", 
                 *facts,
                 ("read", f"{human_size(report.bytes_read)}, verify={report.verify}"),
                 ("retried", human_count(report.retried, "read") if report.retried else None),
+                *details,
                 ("max L_i", human_duration(report.slowest_seconds)),
+                ("predicted", human_duration(report.predicted_seconds) if report.devices else None),
                 ("time", f"{human_duration(report.seconds)}, {human_rate(report.rate_bytes_per_s)}"),
             ]
         )
@@ -325,8 +330,20 @@ def _load_blocks(facts: Sequence[tuple[str, str | None]], report: "LoadReport", 
     return blocks
 
 
+def _load_details(report: "LoadReport") -> list[tuple[str, str | None]]:
+    """Return what was damaged, by device, and what was mapped or why it was not."""
+    copies = Counter((damage.device_name, damage.kind) for damage in report.damaged)
+    damaged = [f"{name}: {human_count(count, 'copy', 'copies')} {kind}" for (name, kind), count in copies.items()]
+    unmapped = [f"{human_size(size)} {reason}" for reason, size in report.unmapped_bytes.items() if size]
+    return [
+        ("damaged", "; ".join(damaged) or None),
+        ("mapped", human_size(report.mapped_bytes) if report.mapped_bytes or unmapped else None),
+        ("not mapped", "; ".join(unmapped) or None),
+    ]
+
+
 def _device_row(device: Any) -> tuple[str, ...]:
-    rate = human_rate(device.bytes / device.seconds) if device.seconds else ""
+    rate = human_rate(device.rate_bytes_per_s) if device.seconds else ""
     predicted = "" if device.predicted_seconds is None else human_duration(device.predicted_seconds)
     return device.name, human_size(device.bytes), human_duration(device.seconds), rate, predicted
 
