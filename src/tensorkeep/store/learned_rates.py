@@ -62,7 +62,7 @@ def learn_rates(context: StoreContext, report: LoadReport, devices: Mapping[str,
     Left out are short transfers, local devices, devices whose rate is limited by the user, and whole loads in which a read went
     to another copy: the seconds of a device that was asked again at the end hold those in which it was not asked.
     """
-    if context.cache_folder is None or report.retried:
+    if context.cache_folder is None or report.retried or report.hedged:
         return
     samples = {each.id: each for each in report.devices if _is_telling(each, devices.get(each.id))}
     if not samples:
