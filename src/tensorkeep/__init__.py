@@ -35,6 +35,7 @@ from tensorkeep.errors import (
 )
 
 if TYPE_CHECKING:
+    from tensorkeep.planning.shards import Shard
     from tensorkeep.runtime import Runtime
     from tensorkeep.store.join_file import JoinReport
     from tensorkeep.store.model import Model, TensorHandle
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     )
     from tensorkeep.store.split_file import SplitReport
     from tensorkeep.store.store import DeviceCollection, Store
-    from tensorkeep.transfer.report import LoadReport
+    from tensorkeep.transfer.report import LoadPlan, LoadReport
 
 __all__ = [
     "AlreadyExists",
@@ -65,6 +66,7 @@ __all__ = [
     "Internal",
     "InvalidInput",
     "JoinReport",
+    "LoadPlan",
     "LoadReport",
     "Model",
     "NotEnoughCopies",
@@ -72,6 +74,7 @@ __all__ = [
     "PermissionDenied",
     "PushForecast",
     "RebuildReport",
+    "Shard",
     "SplitReport",
     "StatusReport",
     "Store",
@@ -94,10 +97,12 @@ _LAZY = {
     "Diff": "tensorkeep.store.reports",
     "GcReport": "tensorkeep.store.reports",
     "JoinReport": "tensorkeep.store.join_file",
+    "LoadPlan": "tensorkeep.transfer.report",
     "LoadReport": "tensorkeep.transfer.report",
     "Model": "tensorkeep.store.model",
     "PushForecast": "tensorkeep.store.reports",
     "RebuildReport": "tensorkeep.store.reports",
+    "Shard": "tensorkeep.planning.shards",
     "SplitReport": "tensorkeep.store.split_file",
     "StatusReport": "tensorkeep.store.reports",
     "Store": "tensorkeep.store.store",

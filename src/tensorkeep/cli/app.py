@@ -62,6 +62,7 @@ def build_app() -> typer.Typer:
         transfers.load,
         "tensorkeep load acme/llama@v1",
         "tensorkeep load acme/llama --include 'model.layers.0.*' --framework torch",
+        "tensorkeep load acme/llama --tensor-parallel 0/8 --plan",
     )
     add_command(app, "ls", history.ls, "tensorkeep ls", "tensorkeep ls acme/llama --json")
     add_command(

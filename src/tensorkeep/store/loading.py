@@ -1,21 +1,59 @@
-"""Whole tensors into arrays of a framework: made, laid over files or filled from all devices at once, and handed over when all is verified."""
+"""Tensors into arrays of a framework: made, laid over files or filled from all devices at once, and handed over when all is verified.
+
+A shard's part of a tensor is a box of it, or, where it is a run of whole rows, a tensor of its own, which may lie over files too.
+"""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput
+from tensorkeep.planning.shards import Shard, TensorPart, cut_tensors
 from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.store.frameworks import Destination, get_framework
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import VersionReader
 from tensorkeep.store.reports import ProgressCallback
-from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.boxes import Box, tensor_array
+from tensorkeep.transfer.far_memory import FarMemory, nowhere
+from tensorkeep.transfer.report import LoadPlan, PlannedTensor
 
 Mode = Literal["auto", "read"]
 
 
+class Wanted(NamedTuple):
+    """What is wanted of one tensor, and the file that it lies in."""
+
+    file: File
+    part: TensorPart
+
+    def box_into(self, destination: npt.NDArray[Any] | FarMemory) -> Box:
+        """Return the box that fills a destination with it."""
+        tensor, box = self.part.tensor, self.part.box
+        if box is None:
+            return Box(self.file, tensor, (0,) * len(destination.shape), destination.shape, destination)
+        return Box(self.file, tensor, box.starts, box.sizes, destination)
+
+
+def choose_parts(tensors: Mapping[str, tuple[File, Tensor]], shard: Shard | None) -> dict[str, Wanted]:
+    """Return what a shard has of each tensor, by name; all of them without one.
+
+    Raises:
+        InvalidInput: a tensor can't be cut like that; see `planning.shards.cut_tensors`.
+    """
+    if shard is None:
+        return {
+            name: Wanted(file, TensorPart(tensor, None, tensor.shape, (0,) * len(tensor.shape), tensor.shape))
+            for name, (file, tensor) in tensors.items()
+        }
+    parts = cut_tensors({name: tensor for name, (_, tensor) in tensors.items()}, shard)
+    return {name: Wanted(tensors[name][0], part) for name, part in parts.items()}
+
+
 def load_tensors(
-    tensors: Mapping[str, tuple[File, Tensor]],
+    wanted: Mapping[str, Wanted],
     reader: VersionReader,
     *,
     framework: str,
@@ -29,17 +67,15 @@ def load_tensors(
     made = get_framework(framework)
     # Whoever may change files behind a digest may do so after it was compared: then memory of its own is safer.
     maps = mode == "auto" and device in (None, "cpu") and reader.verify != "digest"
-    laid = reader.map_tensors(list(tensors.values())) if maps else None
-    views = laid[0].views if laid else {}
+    runs = [name for name, each in wanted.items() if each.part.box is None] if maps else []
+    cut = [(each.file, each.part.tensor) for each in wanted.values() if each.part.box is not None]
+    laid = reader.map_tensors([(wanted[name].file, wanted[name].part.tensor) for name in runs], cut) if maps else None
+    views = {runs[number]: view for number, view in laid[0].views.items()} if laid else {}
     destinations = {
-        name: made.make_empty(tensor.dtype, tensor.shape, device, views.get(number))
-        for number, (name, (_, tensor)) in enumerate(tensors.items())
+        name: made.make_empty(each.part.tensor.dtype, each.part.shape, device, views.get(name))
+        for name, each in wanted.items()
     }
-    boxes = [
-        whole_box(file, tensor, destinations[name])
-        for number, (name, (file, tensor)) in enumerate(tensors.items())
-        if number not in views
-    ]
+    boxes = [each.box_into(destinations[name].view) for name, each in wanted.items() if name not in views]
     needed = sum(destination.view.nbytes for destination in destinations.values())
     reader.progress = ByteProgress(progress_callback(progress), "load", needed)
     reader.read_boxes(boxes, laid)
@@ -50,3 +86,20 @@ def whole_box(file: File, tensor: Tensor, destination: Destination) -> Box:
     """Return the box of a whole tensor that fills a destination."""
     shape = destination.view.shape
     return Box(file, tensor, (0,) * len(shape), shape, destination.view)
+
+
+def plan_tensors(wanted: Mapping[str, Wanted], reader: VersionReader) -> LoadPlan:
+    """Return what a load would read; see `Model.plan_load`."""
+    boxes = []
+    rows = []
+    for name, each in wanted.items():
+        dtype, sizes = tensor_array(each.part.tensor)
+        if each.part.box is not None:
+            sizes = each.part.box.sizes
+        destination = nowhere(dtype, sizes)
+        boxes.append(each.box_into(destination))
+        part = each.part
+        rows.append(
+            PlannedTensor(name, part.tensor.dtype, part.full_shape, part.starts, part.shape, destination.nbytes)
+        )
+    return replace(reader.plan_boxes(boxes), tensors=tuple(rows))

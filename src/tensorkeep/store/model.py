@@ -13,6 +13,7 @@ from tensorkeep.errors import InvalidInput, NotFound
 from tensorkeep.formats.registry import read_metadata
 from tensorkeep.planning.export_folder import is_unknown_shard, may_be_model
 from tensorkeep.planning.load_order import load_order
+from tensorkeep.planning.shards import Shard
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
@@ -20,7 +21,7 @@ from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.filling import fill_arrays
 from tensorkeep.store.frameworks import Framework, get_framework
-from tensorkeep.store.loading import Mode, load_tensors
+from tensorkeep.store.loading import Mode, Wanted, choose_parts, load_tensors, plan_tensors
 from tensorkeep.store.names_of_tensors import find_tensor, tensors_by_name
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import DEFAULT_MEMORY_LIMIT_BYTES, VersionReader, choose_verify
@@ -30,7 +31,7 @@ from tensorkeep.store.stored_source import StoredSource
 from tensorkeep.store.streaming import TensorStream
 from tensorkeep.store.structure import open_checks
 from tensorkeep.transfer.boxes import Box
-from tensorkeep.transfer.report import LoadReport, Verify
+from tensorkeep.transfer.report import LoadPlan, LoadReport, Verify
 
 
 class Model:
@@ -96,6 +97,7 @@ class Model:
         framework: str = "numpy",
         device: str | None = None,
         include: str | Sequence[str] | None = None,
+        shard: Shard | None = None,
         verify: Verify | None = None,
         mode: Mode = "auto",
         into: Mapping[str, Any] | None = None,
@@ -109,6 +111,8 @@ class Model:
             framework: ``numpy``, ``torch``, or one that a package registered.
             device: where the framework puts the arrays, such as ``cuda:0``; None is the CPU.
             include: a glob, or several, over tensor names; None is all.
+            shard: the part of the model that this process wants: its tensors only, and of those that are cut only its rank's run,
+                in an array of that run's shape. None is all.
             verify: ``blocks`` (XXH3 of every block, the default), ``digest`` (BLAKE3 of whole parts; the default where a
                 device is marked untrusted), or ``off``.
             mode: ``auto``: arrays on the CPU lie over the files of their parts where these are on file systems of this machine and
@@ -116,30 +120,30 @@ class Model:
                 written to an array stays in this process. A file that is truncated later, or a disk that fails, ends the
                 process when the array is touched. ``read``, and ``digest``: every array is in memory of its own.
             into: arrays to fill, by tensor name: numpy arrays of any strides, or tensors of a framework, such as a module's
-                ``state_dict()``. They say what is loaded, and where it lies, so ``include``, ``framework``, ``device`` and
-                ``mode`` are left out; the same arrays are returned. After an error their content is undefined.
+                ``state_dict()``. They say what is loaded, and where it lies, so ``include``, ``shard``, ``framework``,
+                ``device`` and ``mode`` are left out; the same arrays are returned. After an error their content is undefined.
             deadline_s: seconds after which the load fails instead of waiting.
             memory_limit: most bytes of buffers beside the arrays.
             progress: True for a line on standard error, or a callable.
 
         Raises:
-            NotFound: no tensor fits ``include``, or there is none of a name in ``into``.
-            InvalidInput: an array of ``into`` has not the dtype and shape of its tensor; nothing is read then.
+            NotFound: no tensor fits ``include``, or none of those that do belongs to the shard; or there is none of a name in ``into``.
+            InvalidInput: a tensor can't be cut as the shard asks, the message says what to do; or an array of ``into`` has not the
+                dtype and shape of its tensor. Nothing is read then.
             Integrity: bytes are damaged on every device that has them; nothing is returned.
             NotEnoughCopies: no device that has some bytes can be read.
             Unavailable: the deadline passed.
         """
         reader = self._reader(verify, deadline_s, memory_limit)
         if into is not None:
-            if include is not None or (framework, device, mode) != ("numpy", None, "auto"):
+            if include is not None or shard is not None or (framework, device, mode) != ("numpy", None, "auto"):
                 raise InvalidInput("the arrays of `into` say what is loaded and where: leave the other arguments out")
             named = {name: self._find(name) for name in into}
             fill_arrays(into, named, reader, progress=progress)
             loaded = dict(into)
         else:
-            loaded = load_tensors(
-                self._select(include), reader, framework=framework, device=device, mode=mode, progress=progress
-            )
+            wanted = self._choose(include, shard)
+            loaded = load_tensors(wanted, reader, framework=framework, device=device, mode=mode, progress=progress)
         self.report = reader.report()
         return loaded
 
@@ -194,6 +198,28 @@ class Model:
                 yield from TensorStream(tensors, reader, pool, made=made, device=device, waiting_bytes=limit)
         finally:
             self.report = reader.report()
+
+    def plan_load(
+        self,
+        *,
+        include: str | Sequence[str] | None = None,
+        shard: Shard | None = None,
+        verify: Verify | None = None,
+        memory_limit: int | None = None,
+    ) -> LoadPlan:
+        """Return what a load would read, in all and of each device, and how long it would take; no byte of a tensor is read.
+
+        Args:
+            include: as in `load`.
+            shard: as in `load`.
+            verify: as in `load`: whole blocks are read for ``blocks``, whole parts for ``digest``.
+            memory_limit: as in `load`.
+
+        Raises:
+            NotFound: no tensor fits ``include``, or none of those that do belongs to the shard.
+            InvalidInput: a tensor can't be cut as the shard asks; the message says what to do.
+        """
+        return plan_tensors(self._choose(include, shard), self._reader(verify, None, memory_limit))
 
     def save(
         self,
@@ -293,6 +319,12 @@ class Model:
             deadline_s=deadline_s,
             memory_limit_bytes=memory_limit_bytes,
         )
+
+    def _choose(self, include: str | Sequence[str] | None, shard: Shard | None) -> dict[str, Wanted]:
+        wanted = choose_parts(self._select(include), shard)
+        if shard is not None and not wanted:
+            raise NotFound(f"no tensor of {self.name} belongs to {shard}: `tensorkeep show --layers` lists its layers")
+        return wanted
 
     def _select(self, include: str | Sequence[str] | None) -> dict[str, tuple[File, Tensor]]:
         if include is None:

@@ -19,8 +19,8 @@ from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.structure import part_table
 from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors, pieces_of
-from tensorkeep.transfer.reader import read_boxes, read_parts
-from tensorkeep.transfer.report import LoadReport, Verify, add_reports
+from tensorkeep.transfer.reader import plan_boxes, read_boxes, read_parts
+from tensorkeep.transfer.report import LoadPlan, LoadReport, Verify, add_reports
 from tensorkeep.transfer.sources import PartTable
 
 DEFAULT_MEMORY_LIMIT_BYTES = 256 << 20
@@ -77,10 +77,15 @@ class VersionReader:
         """Return what all reads up to now did, as one."""
         return add_reports(self._reports, verify=self.verify)
 
-    def map_tensors(self, tensors: Sequence[tuple[File, Tensor]]) -> LaidTensors:
-        """Lay whole tensors over files where that can be done; `read_boxes` verifies them. See `transfer.mapped_tensors`."""
+    def map_tensors(
+        self, tensors: Sequence[tuple[File, Tensor]], others: Sequence[tuple[File, Tensor]] = ()
+    ) -> LaidTensors:
+        """Lay whole tensors over files where that can be done; `read_boxes` verifies them. See `transfer.mapped_tensors`.
+
+        ``others`` are tensors that boxes of the same `read_boxes` are of.
+        """
         pieces = pieces_of(tensors)
-        table = self._table({piece.part for found in pieces for piece in found})
+        table = self._table({piece.part for found in (*pieces, *pieces_of(others)) for piece in found})
         return map_tensors(tensors, pieces, table), table
 
     def read_boxes(
@@ -104,6 +109,16 @@ class VersionReader:
         )
         self._reports.append(report)
         learn_rates(self._context, report, table.devices)
+
+    def plan_boxes(self, boxes: Sequence[Box]) -> LoadPlan:
+        """Return what `read_boxes` would read, and read nothing; see `transfer.reader.plan_boxes`."""
+        return plan_boxes(
+            boxes,
+            parts=self._table(_parts_of(boxes)),
+            verify=self.verify,
+            memory_limit_bytes=self._memory_limit_bytes,
+            runtime=self._context.runtime,
+        )
 
     def read_ranges(self, ranges: Sequence[PartRange], consume: Callable[[PartRange, memoryview], None]) -> None:
         """Hand each range of a part to ``consume``; see `transfer.reader.read_parts`."""

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
+
+from tensorkeep.errors import Internal
 
 
 class Carrier(Protocol):
@@ -53,6 +55,27 @@ class FarMemory:
     def nbytes(self) -> int:
         """Bytes of the whole array."""
         return prod(self.shape) * self.dtype.itemsize
+
+
+class _Nobody:
+    """Carries nothing anywhere: for boxes that are planned and never read."""
+
+    def prepare(self) -> NoReturn:
+        raise Internal("a box that is only planned was read")
+
+    def allocate(self, size_bytes: int) -> NoReturn:  # noqa: ARG002 - the protocol's names
+        self.prepare()
+
+    def copies(self) -> NoReturn:
+        self.prepare()
+
+    def copy(self, target: Any, offset: int, data: memoryview) -> NoReturn:  # noqa: ARG002 - the protocol's names
+        self.prepare()
+
+
+def nowhere(dtype: np.dtype[Any], shape: tuple[int, ...]) -> FarMemory:
+    """Return a destination that takes no memory: for a box that is planned only."""
+    return FarMemory(_Nobody(), None, dtype, shape)
 
 
 def copies_of(carriers: Iterable[Carrier]) -> ExitStack:

@@ -28,7 +28,7 @@ from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import Deliver, Failure, Landed, Reading, ReadJob
 from tensorkeep.transfer.mapped_tensors import MappedTensors
-from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport, Verify, add_reports
+from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, Verify, add_reports
 from tensorkeep.transfer.schedule import Scheduler
 from tensorkeep.transfer.sources import PartSource, PartTable
 from tensorkeep.transfer.verification import Judge
@@ -111,6 +111,20 @@ def read_boxes(
     return replace(
         add_reports(reports, verify=verify), mapped_bytes=mapped.size_bytes, unmapped_bytes=mapped.unmapped_bytes()
     )
+
+
+def plan_boxes(
+    boxes: Sequence[Box],
+    *,
+    parts: PartTable,
+    verify: Verify = "blocks",
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    runtime: Runtime,
+) -> LoadPlan:
+    """Return what `read_boxes` would read, tensors left out, and read nothing; destinations are not touched, and may be nowhere."""
+    load = _Load(parts, runtime, verify=verify, deadline_s=None, memory_limit_bytes=memory_limit_bytes, progress=None)
+    load.bytes_needed = sum(box.destination.nbytes for box in boxes)
+    return load.foresee(load.plan(_box_pieces(boxes, [land_box(box) for box in boxes])))
 
 
 def _heal(
@@ -288,6 +302,21 @@ class _Load:
             keep_whole=keep_whole,
         )
 
+    def foresee(self, reads: Sequence[PartRead]) -> LoadPlan:
+        """Return what a run of these reads would take, as long as no copy fails."""
+        self._choose(reads, {})
+        choice = self._choice
+        return LoadPlan(
+            tensors=(),
+            bytes_needed=self.bytes_needed,
+            bytes_read=sum(read.end - read.start for read in reads),
+            devices=tuple(
+                DevicePlan(device, self._parts.device_name(device), size, choice.seconds[device])
+                for device, size in choice.bytes.items()
+            ),
+            verify=self._verify,
+        )
+
     def _readers(self) -> int:
         return readers_per_device(len(self._parts.devices), self._runtime.workers.cpu_count())
 
@@ -388,16 +417,7 @@ class _Load:
     def _jobs(
         self, reads: Sequence[PartRead], checks: Sequence[PartRead], fixed: Mapping[int, PartSource]
     ) -> Iterable[ReadJob]:
-        needs: dict[int, int] = {}
-        for read in (*reads, *checks):
-            needs[read.part] = needs.get(read.part, 0) + read.end - read.start
-        self._needed_parts = tuple(needs)
-        copies = {part: self._parts.sources.get(part, ()) for part in needs}
-        usable = {part: [each for each in copies[part] if each.device in self._parts.devices] for part in needs}
-        trusted = {part: [each for each in usable[part] if not each.suspect] or usable[part] for part in needs}
-        trusted.update((part, [source]) for part, source in fixed.items() if part in needs)
-        devices = {part: [each.device for each in trusted[part]] for part in needs}
-        self._choice = choose_copies(needs, devices, self._parts.rates)
+        usable, trusted = self._choose((*reads, *checks), fixed)
         for read in reads:
             sources = usable[read.part]
             if (chosen := self._choice.copies.get(read.part)) is not None:
@@ -405,12 +425,30 @@ class _Load:
                 sources = [first, *(each for each in sources if each is not first)]
             absent = [
                 Failure(each, "unreachable", "is not reachable")
-                for each in copies[read.part]
+                for each in self._parts.sources.get(read.part, ())
                 if each.device not in self._parts.devices
             ]
             yield ReadJob(read, list(sources), [(read.start, read.end)], absent)
         for read in checks:
             yield ReadJob(read, [fixed[read.part]], [(read.start, read.end)], optional=True)
+
+    def _choose(
+        self, reads: Iterable[PartRead], fixed: Mapping[int, PartSource]
+    ) -> tuple[Mapping[int, list[PartSource]], Mapping[int, list[PartSource]]]:
+        """Choose a copy of each part; return part → its copies that can be reached, and those of them that were chosen from."""
+        needs: dict[int, int] = {}
+        for read in reads:
+            needs[read.part] = needs.get(read.part, 0) + read.end - read.start
+        self._needed_parts = tuple(needs)
+        usable = {
+            part: [each for each in self._parts.sources.get(part, ()) if each.device in self._parts.devices]
+            for part in needs
+        }
+        trusted = {part: [each for each in usable[part] if not each.suspect] or usable[part] for part in needs}
+        trusted.update((part, [source]) for part, source in fixed.items() if part in needs)
+        devices = {part: [each.device for each in trusted[part]] for part in needs}
+        self._choice = choose_copies(needs, devices, self._parts.rates)
+        return usable, trusted
 
 
 class _StopSign:

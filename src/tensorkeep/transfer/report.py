@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Verify = Literal["blocks", "digest", "off"]
 """blocks: XXH3-64 of every block touched (against accidents); digest: BLAKE3 of whole parts (against attackers); off."""
@@ -81,6 +81,48 @@ class LoadReport:
     def rate_bytes_per_s(self) -> float:
         """Needed bytes per second of the whole load; 0 where it took no time."""
         return self.bytes_needed / self.seconds if self.seconds > 0 else 0.0
+
+
+class PlannedTensor(NamedTuple):
+    """What a load takes of one tensor: elements ``[starts, starts + shape)`` of its ``full_shape``, ``size_bytes`` of memory."""
+
+    name: str
+    dtype: str
+    full_shape: tuple[int, ...]
+    starts: tuple[int, ...]
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """What one device will give: ``bytes`` in ``predicted_seconds`` (L_i), by its known rate."""
+
+    id: str
+    name: str
+    bytes: int
+    predicted_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What a load would read.
+
+    ``bytes_needed`` and ``bytes_read`` are what the report of a load with ``mode="read"`` would say, as long as no copy fails. A load
+    that maps reads blocks twice where a part holds both tensors that are mapped and others that are not. Bytes of parts that no
+    device has that can be reached are in ``bytes_read`` and of no device.
+    """
+
+    tensors: tuple[PlannedTensor, ...]
+    bytes_needed: int
+    bytes_read: int
+    devices: tuple[DevicePlan, ...]
+    verify: Verify
+
+    @property
+    def load_seconds(self) -> float:
+        """L = max L_i, predicted: the seconds of the slowest device; 0 where nothing is read."""
+        return max((device.predicted_seconds for device in self.devices), default=0.0)
 
 
 def add_reports(reports: Sequence[LoadReport], *, verify: Verify) -> LoadReport:

@@ -44,7 +44,7 @@ from tensorkeep.store.reports import (
 )
 from tensorkeep.store.saving import SaveReport
 from tensorkeep.store.split_file import SplitReport
-from tensorkeep.transfer.report import Damage, DeviceLoad, LoadReport
+from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, PlannedTensor
 
 NEW_ID = "4f1c2ab" + "0" * 33
 OLD_ID = "99e0d1c" + "1" * 33
@@ -202,6 +202,19 @@ LOAD_REPORT = LoadReport(
     retried=0,
     verify="blocks",
 )
+LOAD_PLAN = LoadPlan(
+    tensors=(
+        PlannedTensor("h.0.w", "BF16", (32, 64), (16, 0), (16, 64), 2048),
+        PlannedTensor("b", "F32", (), (), (), 4),
+    ),
+    bytes_needed=1_000_000_000,
+    bytes_read=1_016_000_000,
+    devices=(
+        DevicePlan(id=FACTS.id, name="nvme0", bytes=516_000_000, predicted_seconds=0.25),
+        DevicePlan(id="B", name="nvme1", bytes=500_000_000, predicted_seconds=0.75),
+    ),
+    verify="blocks",
+)
 DAMAGE = Damage(
     location=7, part=3, device="B", device_name="nvme1", reason="block 2 does not fit its check", kind="corrupt"
 )
@@ -321,6 +334,7 @@ class FakeStore:
                 destination="llama", files=3, bytes=2_000_000_000, written_files=2, unchanged_files=1, load=LOAD_REPORT
             ),
             "load": LOAD_REPORT,
+            "plan_load": LOAD_PLAN,
             "save": SaveReport("out.safetensors", 2_000_000_100, 2, {"lm_head": "wte"}, LOAD_REPORT),
             "metadata": METADATA,
             "models": [
@@ -391,6 +405,7 @@ class FakeStore:
 
         model.load = load_and_report
         model.save = self._door("save")
+        model.plan_load = self._door("plan_load")
         return model
 
     def __getattr__(self, name: str) -> Any:

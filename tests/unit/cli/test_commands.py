@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from tensorkeep import Shard
 from tensorkeep.cli.metadata_table import metadata_table
 from tensorkeep.errors import Unavailable
 from tensorkeep.store.reports import Diff, GcReport, TensorChange, TensorStats, Version
@@ -226,7 +227,8 @@ def test_a_file_and_its_format_go_together(run: Run, words: tuple[str, ...], mes
 
 def test_load_shows_the_time_of_each_device_and_the_slowest(run: Run) -> None:
     ran = run("load", "acme/llama@v2", "--include", "w*", "--framework", "torch", "--verify", "off")
-    assert ran.call == ("load", ("acme/llama@v2",), {"framework": "torch", "include": ["w*"], "verify": "off"})
+    options = {"framework": "torch", "include": ["w*"], "shard": None, "verify": "off"}
+    assert ran.call == ("load", ("acme/llama@v2",), options)
     rows = [line.split() for line in ran.out.splitlines()]
     assert ["nvme0", "1.00", "GB", "1.25", "s", "800", "MB/s", "1.00", "s"] in rows
     assert ["max", "L_i", "1.25", "s"] in rows
@@ -257,6 +259,67 @@ def test_load_says_what_was_retried_damaged_mapped_and_why_not(run: Run) -> None
     short = run("load", MODEL, "--no-report", load=report).out
     assert "mapped" not in short
     assert "mapped" not in run("load", MODEL).out  # nothing to say of it
+
+
+SHARD_WORDS = (
+    *("--tensor-parallel", "1/8", "--rule", "*.c_fc.weight=-1", "--rule", "*=x*=whole", "--no-preset", "--fsdp", "0/2"),
+    *("--layers", "4-7", "--no-outside-layers", "--experts", "0,2,5-7"),
+)
+SHARD = Shard(
+    tensor_parallel=(1, 8),
+    rules={"*.c_fc.weight": -1, "*=x*": None},
+    preset=False,
+    fsdp=(0, 2),
+    layers=range(4, 8),
+    outside_layers=False,
+    experts=[0, 2, 5, 6, 7],
+)
+
+
+def test_load_and_its_plan_pass_the_shard_on(run: Run) -> None:
+    loaded = run("load", MODEL, *SHARD_WORDS)
+    assert loaded.call[2] == {"framework": "numpy", "include": None, "shard": SHARD, "verify": None}
+    planned = run("load", MODEL, *SHARD_WORDS, "--plan", "--include", "h.*", "--verify", "digest")
+    assert planned.call == ("plan_load", (), {"include": ["h.*"], "shard": SHARD, "verify": "digest"})
+    assert run("load", MODEL, "--layers", "3", "--plan").call[2]["shard"] == Shard(layers=range(3, 4))
+    assert run("load", MODEL, "--plan").call[2]["shard"] is None
+
+
+def test_a_plan_shows_what_is_needed_what_is_read_and_the_slowest_device(run: Run) -> None:
+    ran = run("load", MODEL, "--plan", "--fsdp", "1/2")
+    assert ran.code == 0
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert ["nvme0", "516", "MB", "250", "ms"] in rows
+    assert ["nvme1", "500", "MB", "750", "ms"] in rows
+    assert f"{MODEL} ({NEW_ID[:12]}): 2 tensors, 1 of them cut" in ran.out
+    assert "1.00 GB (1,000,000,000 bytes)" in ran.out
+    assert "1.02 GB (1.016 of what is needed), verify=blocks" in ran.out
+    assert ["max", "L_i", "750", "ms,", "predicted"] in rows
+    assert "nvme0" not in run("load", MODEL, "--plan", "--no-report").out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tensor-parallel", "8"), "--tensor-parallel '8': write the rank and how many there are, as 0/8"),
+        (("--tensor-parallel", "8/8"), "ranks go from 0"),
+        (("--fsdp", "-1/8"), "--fsdp '-1/8'"),
+        (("--layers", "7-4"), "--layers '7-4'"),
+        (("--layers", "a"), "as 0-7"),
+        (("--experts", "0,,1"), "--experts ''"),
+        (("--rule", "*=0"), "tensor_parallel"),
+        (("--tensor-parallel", "0/2", "--rule", "*.w"), "--rule '*.w'"),
+        (("--tensor-parallel", "0/2", "--rule", "*.w=all"), "or =whole"),
+        (("out.safetensors", "--to", "safetensors", "--fsdp", "0/2"), "--to writes whole tensors"),
+        (("out.safetensors", "--to", "safetensors", "--plan"), "--to writes whole tensors"),
+    ],
+    ids=str,
+)
+def test_shards_that_make_no_sense_are_refused(run: Run, words: tuple[str, ...], message: str) -> None:
+    ran = run("load", MODEL, *words)
+    assert ran.code == 2
+    assert message in ran.err
+    assert not ran.doors.store.calls
 
 
 def test_load_without_report_leaves_the_table_of_devices_out(run: Run) -> None:

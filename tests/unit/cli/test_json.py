@@ -47,6 +47,7 @@ COMMANDS = {
     "pull": ("pull", MODEL),
     "load": ("load", MODEL),
     "load --to": ("load", MODEL, "out.safetensors", "--to", "safetensors"),
+    "load --plan": ("load", MODEL, "--plan"),
     "ls": ("ls",),
     "ls MODEL": ("ls", MODEL),
     "show": ("show", MODEL, "--metadata"),

@@ -18,6 +18,16 @@ from tensorkeep.cli.command import (
 )
 from tensorkeep.cli.documents import to_plain
 from tensorkeep.cli.session import Session
+from tensorkeep.cli.shard_options import (
+    ExpertsOption,
+    FsdpOption,
+    LayersOption,
+    OutsideOption,
+    PresetOption,
+    RuleOption,
+    TensorParallelOption,
+    make_shard,
+)
 from tensorkeep.cli.suggestions import suggest_branches, suggest_specs
 from tensorkeep.cli.tables import Block, Facts, Table
 from tensorkeep.cli.units import exact_size, human_count, human_duration, human_rate, human_size, parse_size
@@ -25,7 +35,7 @@ from tensorkeep.errors import InvalidInput
 from tensorkeep.records.names import parse_revision
 
 if TYPE_CHECKING:
-    from tensorkeep import LoadReport, Version
+    from tensorkeep import LoadPlan, LoadReport, Shard, Version
 
 
 class TensorFormat(StrEnum):
@@ -209,6 +219,14 @@ def load(
     framework: Annotated[
         str, typer.Option("--framework", metavar="NAME", help="Whose arrays to make: numpy or torch.")
     ] = "numpy",
+    tensor_parallel: TensorParallelOption = None,
+    rule: RuleOption = None,
+    preset: PresetOption = True,
+    fsdp: FsdpOption = None,
+    layers: LayersOption = None,
+    outside_layers: OutsideOption = True,
+    experts: ExpertsOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be read, and read nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --to, replace OUT.")] = False,
     verify: VerifyOption = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Show the table of devices.")] = True,
@@ -216,19 +234,38 @@ def load(
     """Load tensors and time each device.
 
     They go into memory; with --to into a file, whatever format they were pushed in. L_i is the time of device i, L = max L_i
-    that of the whole: the devices are read at once.
+    that of the whole: the devices are read at once. Ranks, layers and experts choose the part of a model that one process of
+    several wants; --plan says what it would cost.
     """
+    shard = make_shard(
+        tensor_parallel=tensor_parallel,
+        rules=rule,
+        preset=preset,
+        fsdp=fsdp,
+        layers=layers,
+        outside_layers=outside_layers,
+        experts=experts,
+    )
     if (out is None) != (to is None):
         raise InvalidInput("--to and the file OUT go together: load MODEL OUT --to safetensors")
     if to is not None and framework != "numpy":
         raise InvalidInput("--framework makes arrays, and --to a file: leave one of them out")
+    if to is not None and (shard is not None or plan):
+        raise InvalidInput("--to writes whole tensors: choose them with --include, and leave --plan and shards out")
+    if plan:
+        _plan(session, spec, include=include or None, shard=shard, verify=verify, table=report)
+        return
     if out is not None:
         _save(session, spec, out, include=include or None, force=force, verify=verify, table=report)
         return
     with session.store() as store, session.progress() as progress:
         model = store.model(spec)
         tensors = model.load(
-            framework=framework, include=include or None, verify=verify.value if verify else None, progress=progress
+            framework=framework,
+            include=include or None,
+            shard=shard,
+            verify=verify.value if verify else None,
+            progress=progress,
         )
         loaded = len(tensors)
         result = model.report
@@ -241,6 +278,41 @@ def load(
     document = {"spec": spec, "version": model.version.id, "framework": framework, "tensors": loaded, "report": result}
     facts = [("loaded", f"{_title(spec, model.version)}: {_amount(loaded, result)}")]
     session.show(document, lambda: _load_blocks(facts, result, table=report))
+
+
+def _plan(
+    session: Session,
+    spec: str,
+    *,
+    include: list[str] | None,
+    shard: "Shard | None",
+    verify: Verify | None,
+    table: bool,
+) -> None:
+    """Say what a load would read: ``load --plan``."""
+    with session.store() as store:
+        model = store.model(spec)
+        found = model.plan_load(include=include, shard=shard, verify=verify.value if verify else None)
+    document = {"spec": spec, "version": model.version.id, "plan": found}
+    session.show(document, lambda: _plan_blocks(_title(spec, model.version), found, table=table))
+
+
+def _plan_blocks(title: str, plan: "LoadPlan", *, table: bool) -> list[Block]:
+    cut = sum(tensor.shape != tensor.full_shape for tensor in plan.tensors)
+    more = f", {cut:,} of them cut" if cut else ""
+    ratio = f" ({plan.bytes_read / plan.bytes_needed:.3f} of what is needed)" if plan.bytes_needed else ""
+    rows = [
+        (device.name, human_size(device.bytes), human_duration(device.predicted_seconds)) for device in plan.devices
+    ]
+    facts = Facts(
+        [
+            ("plan", f"{title}: {human_count(len(plan.tensors), 'tensor')}{more}"),
+            ("needed", f"{human_size(plan.bytes_needed)} ({plan.bytes_needed:,} bytes)"),
+            ("read", f"{human_size(plan.bytes_read)}{ratio}, verify={plan.verify}"),
+            ("max L_i", f"{human_duration(plan.load_seconds)}, predicted"),
+        ]
+    )
+    return [*([Table(("DEVICE", ">TO READ", ">L_i"), rows)] if table else []), facts]
 
 
 def _save(
