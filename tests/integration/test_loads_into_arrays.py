@@ -98,7 +98,7 @@ def test_tensors_of_every_kind_of_dtype_are_filled(world: World, tmp_path: Path,
         ("embed", np.zeros((1500, 512), np.float64), "float64"),
         ("norm", torch.zeros(334), "shape"),
         ("norm", torch.zeros(333, dtype=torch.bfloat16), "bfloat16"),
-        ("norm", np.broadcast_to(np.float32(0), 333), "read-only"),
+        ("norm", np.frombuffer(bytes(4 * 333), np.float32), "read-only"),
         ("norm", [0.0] * 333, "'norm' is to be loaded into is a list"),
         ("norm", None, "NoneType"),
     ],
@@ -129,8 +129,41 @@ def test_tied_names_of_equal_tensors_share_their_memory(world: World) -> None:
     array = np.zeros((100, 100), np.float32)
     tied.load(into={"embed": array, "head": array})
     assert np.array_equal(array, same)
-    with pytest.raises(InvalidInput, match="'embed' and 'other' are one array"):
+    with pytest.raises(InvalidInput, match="'embed' and 'other' share memory"):
         tied.load(into={"embed": array, "other": array})
+    with pytest.raises(InvalidInput, match="share memory"):
+        tied.load(into={"embed": array, "head": array.T})
+
+
+def test_arrays_that_overlap_are_refused_and_interleaved_ones_are_not(world: World) -> None:
+    chance = np.random.default_rng(2)
+    arrays = {name: chance.standard_normal((50, 40), np.float32) for name in ("a", "b")}
+    store = world.open()
+    store.push(arrays, "acme/pair")
+    pair = store.model("acme/pair")
+    memory = np.zeros(3000, np.float32)
+    with pytest.raises(InvalidInput, match="'a' and 'b' share memory"):
+        pair.load(into={"a": memory[:2000].reshape(50, 40), "b": memory[1000:].reshape(50, 40)})
+    assert not memory.any()
+    both = np.zeros((50, 2, 40), np.float32)
+    pair.load(into={"a": both[:, 0], "b": both[:, 1]})
+    assert np.array_equal(both[:, 0], arrays["a"])
+    assert np.array_equal(both[:, 1], arrays["b"])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1).expand(333), "elements that share memory"),
+        (torch.zeros(333, device="meta"), "on meta"),
+        (torch.zeros(333).to_sparse(), "sparse"),
+        (torch.zeros(333, dtype=torch.complex64).conj(), "conjugate"),
+    ],
+    ids=["expanded", "meta", "sparse", "conjugate"],
+)
+def test_tensors_without_memory_of_their_own_are_refused(model: Model, tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        model.load(into={"norm": tensor})
 
 
 def test_damage_is_an_error_and_no_other_tensor_is_wrong(world: World, model: Model) -> None:

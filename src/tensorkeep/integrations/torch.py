@@ -91,6 +91,11 @@ class TorchFramework:
         name = _stored_dtypes().get(array.dtype)
         if name is None:
             raise InvalidInput(f"torch dtype {array.dtype} is none that tensors are stored in")
+        if array.device.type == "meta" or array.layout != torch.strided or array.is_conj() or array.is_neg():
+            raise InvalidInput(
+                f"a tensor on {array.device}, {array.layout}{', a view of a conjugate' * array.is_conj()}, can't be loaded into: "
+                "give an ordinary one, such as `torch.empty_like` makes"
+            )
         tensor, spec = array.detach(), get_dtype(name)
         if tensor.device.type == "cpu":
             same_size = _INTEGERS.get(tensor.itemsize)  # numpy has no bfloat16 of its own
@@ -103,7 +108,8 @@ class TorchFramework:
     def _far_memory(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> FarMemory:
         device = tensor.device
         carrier = self._carriers.get(device) or self._carriers.setdefault(device, TorchCarrier(device))
-        return FarMemory(carrier, tensor.view(-1).view(torch.uint8), dtype, tuple(tensor.shape))
+        flat = tensor.view(-1).view(torch.uint8)
+        return FarMemory(carrier, flat, dtype, tuple(tensor.shape), tensor.data_ptr())
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

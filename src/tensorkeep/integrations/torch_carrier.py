@@ -53,4 +53,5 @@ class TorchCarrier:
 
     def copy(self, target: torch.Tensor, offset: int, data: memoryview) -> None:
         """Copy to bytes of a tensor."""
-        target[offset : offset + len(data)].copy_(torch.frombuffer(data, dtype=torch.uint8), non_blocking=True)
+        source = torch.frombuffer(data, dtype=torch.uint8)
+        target[offset : offset + len(data)].copy_(source, non_blocking=self._stream is not None)

@@ -18,6 +18,7 @@ from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
+from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.filling import fill_arrays
 from tensorkeep.store.frameworks import Framework, get_framework
@@ -161,7 +162,7 @@ class Model:
 
         Tensors are read in the order of ``include``'s patterns, and where one fits several in that of use
         (`planning.load_order`): layer by layer. Those that are read together come as they are whole. Every array is in memory of its own, the caller's: what is dropped is
-        freed. To close the iterator early ends the reading; `report` is set when it ends.
+        freed once what is read together with it is whole. To close the iterator early ends the reading; `report` is set when it ends.
 
         Args:
             framework: as in `load`.
@@ -194,8 +195,8 @@ class Model:
     ) -> Iterator[tuple[str, Any]]:
         limit = memory_limit or DEFAULT_MEMORY_LIMIT_BYTES
         try:
-            with self._context.runtime.workers.open_pool(1, "stream") as pool:
-                yield from TensorStream(tensors, reader, pool, made=made, device=device, waiting_bytes=limit)
+            with self._context.runtime.workers.open_pool(1, "stream") as pool, Cancellation() as stop:
+                yield from TensorStream(tensors, reader, pool, made=made, device=device, waiting_bytes=limit, stop=stop)
         finally:
             self.report = reader.report()
 

@@ -12,6 +12,7 @@ from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
+from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.learned_rates import learn_rates
@@ -93,6 +94,7 @@ class VersionReader:
         boxes: Sequence[Box],
         mapping: LaidTensors | None = None,
         whole: Callable[[int], None] | None = None,
+        stop: Cancellation | None = None,
     ) -> None:
         """Fill the destinations of boxes, and verify what was mapped; see `transfer.reader.read_boxes`."""
         mapped, table = mapping or (None, self._table(_parts_of(boxes)))
@@ -106,6 +108,7 @@ class VersionReader:
             runtime=self._context.runtime,
             progress=self._count,
             whole=whole,
+            stop=stop,
         )
         self._reports.append(report)
         learn_rates(self._context, report, table.devices)

@@ -11,10 +11,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from tensorkeep.records.manifest import File, Tensor
-from tensorkeep.runtime import WorkerPool
+from tensorkeep.runtime import Cancellation, WorkerPool
 from tensorkeep.store.frameworks import Destination, Framework
 from tensorkeep.store.loading import whole_box
 from tensorkeep.store.reading import VersionReader
+from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.reader import prepare_carriers
 
 Named = tuple[str, tuple[File, Tensor]]
 
@@ -29,6 +31,7 @@ class TensorStream:
         made: whose arrays are made.
         device: where they lie, as in `Model.load`.
         waiting_bytes: how many bytes of arrays may be read, or being read, that were not taken yet; one tensor always may.
+        stop: cancelled to end the reading.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class TensorStream:
         made: Framework,
         device: str | None,
         waiting_bytes: int,
+        stop: Cancellation,
     ) -> None:
+        self._stop = stop
         self._groups = deque(_grouped(list(tensors.items()), max(waiting_bytes // 2, 1)))
         self._reader = reader
         self._pool = pool
@@ -75,20 +80,27 @@ class TensorStream:
             size_bytes = sum(tensor.length for _, (_, tensor) in self._groups[0])
             if self._waiting == 0 or self._waiting + size_bytes <= self._limit:
                 self._waiting += size_bytes
-                self._reading = self._pool.submit(self._read, self._groups.popleft())
+                self._reading = self._pool.submit(self._read, *self._make(self._groups.popleft()))
         return self._reading is not None or bool(self._groups) or not self._whole.empty()
 
-    def _read(self, group: Sequence[Named]) -> None:
+    def _make(self, group: Sequence[Named]) -> tuple[list[tuple[str, Tensor, Destination] | None], list[Box]]:
+        """Make the arrays of a group, in the caller's thread: a GPU's current device and stream are the thread's."""
+        filled: list[tuple[str, Tensor, Destination] | None] = []
+        boxes = []
+        for name, (file, tensor) in group:
+            destination = self._made.make_empty(tensor.dtype, tensor.shape, self._device)
+            filled.append((name, tensor, destination))
+            boxes.append(whole_box(file, tensor, destination))
+        prepare_carriers(boxes)
+        return filled, boxes
+
+    def _read(self, filled: list[tuple[str, Tensor, Destination] | None], boxes: Sequence[Box]) -> None:
+        def whole(number: int) -> None:
+            self._whole.put(filled[number])
+            filled[number] = None
+
         try:
-            filled = [
-                (name, tensor, self._made.make_empty(tensor.dtype, tensor.shape, self._device))
-                for name, (_, tensor) in group
-            ]
-            boxes = [
-                whole_box(file, tensor, destination)
-                for (_, (file, _)), (_, tensor, destination) in zip(group, filled, strict=True)
-            ]
-            self._reader.read_boxes(boxes, whole=lambda number: self._whole.put(filled[number]))
+            self._reader.read_boxes(boxes, whole=whole, stop=self._stop)
         finally:
             self._whole.put(None)
 

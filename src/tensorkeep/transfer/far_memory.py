@@ -44,12 +44,14 @@ class FarMemory:
         target: what the carrier knows the memory by.
         dtype: numpy's.
         shape: in elements of it.
+        address: of its first byte on the device, to tell whether two share memory; None where nobody knows.
     """
 
     carrier: Carrier
     target: Any
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    address: int | None = None
 
     @property
     def nbytes(self) -> int:

@@ -47,14 +47,14 @@ class ScratchPool:
     ) -> None:
         self._limit = limit_bytes
         self._allocate = allocate
-        self._least = least_bytes
+        self.least_bytes = least_bytes
         self._total = 0
         self._free: list[memoryview] = []
         self._lock = threading.Lock()
 
     def take(self, size_bytes: int) -> memoryview:
         """Return a buffer of at least that size, of undefined content; give it back with `give`."""
-        size_bytes = max(size_bytes, self._least)
+        size_bytes = max(size_bytes, self.least_bytes)
         with self._lock:
             fitting = [i for i, buffer in enumerate(self._free) if len(buffer) >= size_bytes]
             if size_bytes >= _POOLED_BYTES and fitting:

@@ -32,34 +32,35 @@ class Failure:
     confirmed: bool = True
 
 
+NOBODY = object()
+"""Who wins a race that nobody is to deliver."""
+
+
 class Race:
     """One read, asked of several copies because the first was late: whoever has it verified first delivers it. Thread safe."""
 
     def __init__(self) -> None:
         self.running = 0
-        self.is_over = False
+        self.is_over = False  # it was delivered, or nobody will
         self.spare: ReadJob | None = None  # one that failed while another ran, with copies left to try
-        self._won = False
+        self.winner: object | None = None
         self._lock = threading.Lock()
 
-    @property
-    def is_won(self) -> bool:
-        """Whether somebody delivers, or has."""
-        return self._won
-
-    def win(self) -> bool:
-        """Return whether the caller is the first, and so delivers."""
+    def win(self, who: object) -> bool:
+        """Return whether they are the first, and so deliver."""
         with self._lock:
-            won, self._won = not self._won, True
-            return won
+            if self.winner is None:
+                self.winner = who
+            return self.winner is who
 
 
 @dataclass(slots=True)
 class ReadJob:
     """A read, its copies still to try (best first), and its state between attempts. Used by one thread at a time.
 
-    ``optional``: where no copy is left the load goes on without it; its part is among `Scheduler.abandoned`. ``race``: it may be
-    asked of another copy while it runs; then it is read into scratch, where one who comes late harms nobody.
+    ``optional``: where no copy is left the load goes on without it; its part is among `Scheduler.abandoned`. ``replaceable``: its part
+    has another copy that can be reached. ``race``: it may be asked of another copy while it runs, or be left; then it is read into
+    scratch, where one who comes late harms nobody. ``least_bytes``: what its scratch takes at least.
     """
 
     read: PartRead
@@ -71,12 +72,14 @@ class ReadJob:
     copied: list[Piece] = field(default_factory=list)
     scratch: memoryview | None = None
     optional: bool = False
+    replaceable: bool = False
     race: Race | None = None
+    least_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the read fills, in destinations and in scratch."""
-        return self.read.end - self.read.start
+        """Memory that the read takes, in destinations and in scratch."""
+        return max(self.read.end - self.read.start, self.least_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +99,9 @@ class Attempt:
     late: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
-    """What all attempts of a load share."""
+    """What all attempts of a load share; once it is closed, attempts that still run keep none of the load's arrays alive."""
 
     judge: Judge
     scratch: ScratchPool
@@ -126,7 +129,7 @@ class Reading:
             more, failure, stopped = self._fill(job, job.image, source, device)
             bytes_read += more
         ended = self.monotonic_s()
-        if not job.pending and job.race is not None and not job.race.win():
+        if not job.pending and job.race is not None and not job.race.win(job):
             self.let_go(job)
             return Attempt(bytes_read, started, ended, late=True)
         delivered = 0 if job.pending else self._deliver(job, job.image)
@@ -167,6 +170,10 @@ class Reading:
         job.pending = job.pending if restart else [(each.start, each.end) for each in bad] + left
         return done, failure, stopped
 
+    def close(self) -> None:
+        """Forget the destinations. Nobody may deliver any more."""
+        self.direct, self.deliver, self.landed = _nowhere, _to_nobody, _nothing_finished
+
     def let_go(self, job: ReadJob) -> None:
         """Give back the memory of a job that has ended."""
         if job.scratch is not None:
@@ -178,6 +185,14 @@ class Reading:
         delivered = placed + self.deliver(image, job.copied)
         self.let_go(job)
         return delivered + self.landed(job.read.pieces)
+
+
+def _to_nobody(image: PartImage, pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Deliver`
+    return 0
+
+
+def _nothing_finished(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
+    return 0
 
 
 def _nowhere(piece: Piece) -> memoryview | None:  # noqa: ARG001 - as `Reading.direct`

@@ -21,7 +21,7 @@ from tensorkeep.planning.read_plan import (
     plan_reads,
 )
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
-from tensorkeep.runtime import Clock, Runtime
+from tensorkeep.runtime import Cancellation, Clock, Runtime
 from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
 from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
@@ -47,6 +47,7 @@ def read_boxes(
     runtime: Runtime,
     progress: Callable[[int], None] | None = None,
     whole: Callable[[int], None] | None = None,
+    stop: Cancellation | None = None,
 ) -> LoadReport:
     """Fill the destination of every box with verified bytes, from all devices at once, and return what was done.
 
@@ -64,6 +65,7 @@ def read_boxes(
         progress: told, in the caller's thread, how many needed bytes have landed since the last time.
         whole: told the number of each box once it is filled and verified, by the thread that brought its last bytes; also where
             the load fails later.
+        stop: ends the load, by `Cancelled`, where it is cancelled.
 
     Raises:
         Integrity: a part has no good copy left, and one was corrupt.
@@ -75,8 +77,9 @@ def read_boxes(
     load = _Load(
         parts, runtime, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit_bytes, progress=progress
     )
+    load.cancellation = stop
     landings = [land_box(box) for box in boxes]
-    carriers = load.carriers = _prepared_carriers(boxes)
+    carriers = load.carriers = prepare_carriers(boxes)
     load.bytes_needed = sum(box.destination.nbytes for box in boxes) + (mapped.size_bytes if mapped else 0)
 
     def deliver(image: PartImage, pieces: Sequence[Piece]) -> int:
@@ -162,7 +165,8 @@ def _heal(
     return again.report()
 
 
-def _prepared_carriers(boxes: Sequence[Box]) -> list[Carrier]:
+def prepare_carriers(boxes: Sequence[Box]) -> list[Carrier]:
+    """Prepare the carriers of boxes, in the thread that made their destinations, and return them; `read_boxes` does so too."""
     found = {id(memory.carrier): memory.carrier for box in boxes if isinstance(memory := box.destination, FarMemory)}
     for carrier in found.values():
         carrier.prepare()
@@ -291,6 +295,7 @@ class _Load:
         self._needed_parts: tuple[int, ...] = ()
         self.bytes_needed = 0
         self.carriers: Sequence[Carrier] = ()
+        self.cancellation: Cancellation | None = None
 
     def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False) -> list[PartRead]:
         return plan_reads(
@@ -362,6 +367,7 @@ class _Load:
             deadline_at_s=self._deadline_at_s,
             deadline_s=self._deadline_s,
             progress=self._progress,
+            cancellation=self.cancellation,
         )
         try:
             self._scheduler.run(self._jobs(reads, checks, fixed), self._stop_sign.stop)
@@ -375,6 +381,7 @@ class _Load:
         if not self.carriers:
             return ScratchPool(self._limit)
         longest = max((read.end - read.start for read in reads), default=0)
+        longest = min(longest, longest_read_bytes(self._limit, len(self._parts.devices), self._readers()))
         return ScratchPool(self._limit, allocate=self.carriers[0].allocate, least_bytes=longest)
 
     def report(self) -> LoadReport:

@@ -16,10 +16,11 @@ from queue import Empty, SimpleQueue
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import ThrottlingDevice
 from tensorkeep.errors import Integrity, Internal, NotEnoughCopies, TensorkeepError, Unavailable
-from tensorkeep.runtime import LeavablePool, Runtime
+from tensorkeep.runtime import Cancellation, LeavablePool, Runtime
 from tensorkeep.transfer.device_queue import GIVE_UP_AFTER, DeviceQueue
-from tensorkeep.transfer.job import Attempt, Failure, Race, Reading, ReadJob
+from tensorkeep.transfer.job import NOBODY, Attempt, Failure, Race, Reading, ReadJob
 from tensorkeep.transfer.lateness import LOOK_EVERY_S, is_late, is_worth
+from tensorkeep.transfer.left_reads import has_left_reads, note_left
 from tensorkeep.transfer.reader_count import HIGHEST, ReaderCount, remember_readers, remembered_readers
 from tensorkeep.transfer.report import Damage
 from tensorkeep.transfer.sources import PartSource, PartTable
@@ -52,8 +53,10 @@ class Scheduler:
         deadline_at_s: float | None,
         deadline_s: float | None,
         progress: Callable[[int], None] | None,
+        cancellation: Cancellation | None = None,
     ) -> None:
         self._parts = parts
+        self._cancellation = cancellation
         self._readers = readers
         self._reading = reading
         self._runtime = runtime
@@ -90,21 +93,23 @@ class Scheduler:
         """
         for job in jobs:
             self._unfinished += 1
-            if self._may_be_left(job):
-                job.race = Race()
-            self._queue(job, first=True)
+            self._prepare(job)
+            if job.optional and job.replaceable and job.race is not None and self._hangs(job.sources[0]):
+                self._leave(job, job.race)
+            else:
+                self._queue(job, first=True)
         with ExitStack() as pools:
             try:
                 self._loop(pools)
+                if self._fatal:
+                    stop()
+                    self._drain()
             except BaseException:  # a bug, or an interrupt: workers must see it before their pools are joined
                 stop()
                 self._await_running()
-                self._leave_late()
                 raise
-            if self._fatal:
-                stop()
-                self._drain()
-            self._leave_late()
+            finally:
+                self._leave_late()
         if self._fatal:
             raise self._fatal
         if self._unfinished:
@@ -113,6 +118,8 @@ class Scheduler:
     def _loop(self, pools: ExitStack) -> None:
         while self._unfinished and self._fatal is None:
             self._check_deadline()
+            if self._cancellation is not None:
+                self._cancellation.check()
             self._submit(pools)
             self._take_over(pools)
             if not self._running:
@@ -140,11 +147,17 @@ class Scheduler:
             return True
         size = job.size_bytes
         share = self._limit // len(self.queues)
-        if self._held_bytes and (self._held_bytes + size > self._limit or queue.held_bytes + size > max(share, size)):
+        full = self._held_bytes + size > self._limit or queue.held_bytes + size > max(share, size)
+        if self._held_bytes and full and not (queue.running == 0 and self._all_are_late()):
             return False
         job.admitted = True
         self._held_bytes += size
         return True
+
+    def _all_are_late(self) -> bool:
+        """Return whether every read that holds memory is late: then one that could end may start, whatever the limit."""
+        now = self._runtime.clock.monotonic_s()
+        return all(is_late(now - each.since_s, None, 0.0) for each in self._running.values())
 
     def _start(self, queue: DeviceQueue, pools: ExitStack) -> None:
         job, source = queue.waiting.popleft()
@@ -212,21 +225,20 @@ class Scheduler:
     def _finish(self, job: ReadJob, attempt: Attempt) -> None:
         self._unfinished -= 1
         self._held_bytes -= job.size_bytes
+        if (race := job.race) is not None:
+            race.is_over = True
+            if race.running:
+                for future in [future for future, other in self._running.items() if other.job.race is race]:
+                    future.cancel()
+            if race.spare is not None:
+                self._reading.let_go(race.spare)
         if self._progress and self._fatal is None:
             self._progress(attempt.delivered)
-        if (race := job.race) is None:
-            return
-        race.is_over = True
-        if race.running:
-            for future in [future for future, other in self._running.items() if other.job.race is race]:
-                future.cancel()
-        if race.spare is not None:
-            self._reading.let_go(race.spare)
 
     def _go_on(self, running: _Running) -> None:
         """Ask the next copy for what one failed to give, unless another is at it."""
         job, race = running.job, running.job.race
-        if race is not None and race.is_won:
+        if race is not None and race.winner is not None:
             self._reading.let_go(job)
         elif running.instead_of is not None:
             self._reading.let_go(job)
@@ -257,18 +269,21 @@ class Scheduler:
         if failure.kind == "unreachable":
             self.queues[source.device].failures += 1
 
-    def _may_be_left(self, job: ReadJob) -> bool:
-        """Return whether the load may go on, or end, while a read of it hangs: then it must not be read into its destination."""
+    def _prepare(self, job: ReadJob) -> None:
+        """Find out whether the load may go on, or end, while a read hangs: then it must not be read into its destination."""
         first = job.sources[0] if job.sources else None
         others = (each for each in self._parts.sources.get(job.read.part, ()) if each is not first)
-        return self._deadline_at_s is not None or any(each.device in self._parts.devices for each in others)
+        job.replaceable = any(each.device in self._parts.devices for each in others)
+        job.least_bytes = self._reading.scratch.least_bytes
+        if job.replaceable or job.optional or self._deadline_at_s is not None:
+            job.race = Race()
 
     def _patience_s(self) -> float | None:
         """Return how long to wait for the end of any read before somebody may be late."""
         left = None
         if self._deadline_at_s is not None:
             left = max(self._deadline_at_s - self._runtime.clock.monotonic_s(), 0.0) + 1e-3
-        if any(each.job.race is not None for each in self._running.values()):
+        if self._cancellation is not None or any(each.job.race is not None for each in self._running.values()):
             return LOOK_EVERY_S if left is None else min(left, LOOK_EVERY_S)
         return left
 
@@ -279,26 +294,29 @@ class Scheduler:
             for other in self.queues.values():
                 if other is not queue:
                     self._take_waiting(queue, other, now, pools)
-        for running in list(self._running.values()):
-            race = running.job.race
-            if race is None or race.is_won or race.running > 1:
-                continue
+        last: dict[int, _Running] = {}  # of each race the attempt that was begun last
+        for running in self._running.values():
+            if running.job.race is not None and running.job.race.winner is None and running.job.replaceable:
+                last[id(running.job.race)] = running
+        for running in last.values():
+            assert running.job.race is not None
             if not running.job.optional:
-                self._ask_again(running, race, now, pools)
+                self._ask_again(running, running.job.race, now, pools)
             elif is_late(now - running.since_s, self.queues[running.source.device].usual_s, None):
-                self._leave(running.job, race)
+                self._leave(running.job, running.job.race)
                 self._leave_waiting(self.queues[running.source.device])
 
     def _ask_again(self, running: _Running, race: Race, now: float, pools: ExitStack) -> None:
         """Ask another copy for a read that is late, if its device has nothing else to do."""
-        job = running.job
+        job = running.instead_of or running.job
         usual_s = self.queues[running.source.device].usual_s
         for source in job.sources:
             queue = self.queues.setdefault(source.device, DeviceQueue(source.device, local_readers=self._readers))
             usable = queue.is_idle and not queue.given_up and source.location not in self._missing
             if usable and is_late(now - running.since_s, usual_s, queue.usual_s):
                 job.sources = [each for each in job.sources if each is not source]
-                again = ReadJob(job.read, [], [(job.read.start, job.read.end)], admitted=True, race=race)
+                whole = [(job.read.start, job.read.end)]
+                again = ReadJob(job.read, [], whole, admitted=True, race=race, replaceable=True)
                 self.hedged += 1
                 self._ask(queue, pools, again, source, instead_of=job)
                 return
@@ -324,7 +342,7 @@ class Scheduler:
 
     def _leave(self, job: ReadJob, race: Race) -> None:
         """Go on without an optional read that is late; its scratch is its own until it ends."""
-        if race.win():
+        if race.win(NOBODY):
             race.is_over = True
             self.hedged += 1
             self.abandoned.add(job.read.part)
@@ -335,7 +353,7 @@ class Scheduler:
         """Leave the optional reads that wait behind one that is late."""
         kept = deque[tuple[ReadJob, PartSource]]()
         for job, source in queue.waiting:
-            if job.optional and job.race is not None:
+            if job.optional and job.replaceable and job.race is not None:
                 queue.waiting_bytes -= job.size_bytes
                 self._leave(job, job.race)
             else:
@@ -344,15 +362,22 @@ class Scheduler:
 
     def _leave_late(self) -> None:
         """Let the pools be left whose reads nobody waits for, once none of them can deliver any more."""
-        needed = {each.source.device for each in self._running.values() if each.job.race is None}
+        for running in self._running.values():
+            if (race := running.job.race) is not None and not race.is_over:
+                race.win(NOBODY)
         for future, running in self._running.items():
-            race, pool = running.job.race, self.queues[running.source.device].pool
-            if race is None or pool is None:  # it reads into its destination: it must be waited for
-                continue
-            if not race.is_over and not race.win():
+            race = running.job.race
+            if race is not None and race.winner is running.job and not race.is_over:
                 concurrent.futures.wait([future])  # it delivers
-            elif running.source.device not in needed:
-                pool.abandon()
+        left = {future: running for future, running in self._running.items() if not future.done()}
+        needed = {each.source.device for each in left.values() if each.job.race is None}  # read into their destination
+        for future, running in left.items():
+            queue = self.queues[running.source.device]
+            if running.source.device not in needed and queue.pool is not None:
+                queue.pool.abandon()
+                note_left(self._parts.devices[running.source.device].url, future)
+        if not needed:
+            self._reading.close()
 
     def _next_copy(self, job: ReadJob) -> None:
         self.retried += 1
@@ -385,7 +410,10 @@ class Scheduler:
             else:
                 self._fail(self._no_copy_left(job))
             return
-        source = usable[0] if first else min(usable, key=lambda each: (each.suspect, self._time_left(each)))
+        if first and not self._hangs(usable[0]):
+            source = usable[0]
+        else:
+            source = min(usable, key=lambda each: (each.suspect, self._hangs(each), self._time_left(each)))
         job.sources = [other for other in usable if other is not source]
         queue = self.queues[source.device]
         queue.waiting_bytes += job.size_bytes
@@ -393,6 +421,10 @@ class Scheduler:
             queue.waiting.appendleft((job, source))
         else:
             queue.waiting.append((job, source))
+
+    def _hangs(self, source: PartSource) -> bool:
+        """Return whether a read of the device that was left, in this load or another, has not ended yet."""
+        return has_left_reads(self._parts.devices[source.device].url)
 
     def _abandon(self, job: ReadJob) -> None:
         self.abandoned.add(job.read.part)
@@ -455,8 +487,9 @@ class Scheduler:
         """Wait for what still runs; for what may be left not long, since it may hang."""
         for future in self._running:
             future.cancel()
-        can_leave = all(each.job.race is not None for each in self._running.values())
-        concurrent.futures.wait(self._running, timeout=LEAVE_AFTER_S if can_leave else None)
+        running = {future: each for future, each in self._running.items() if not future.cancelled()}
+        concurrent.futures.wait([future for future, each in running.items() if each.job.race is None])
+        concurrent.futures.wait(running, timeout=LEAVE_AFTER_S)
 
     def _drain(self) -> None:
         """Wait for what still runs, save what hangs; what failed for good in the meantime is noted on the first error."""
