@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.make_models import make_model
+from tensorkeep import InvalidInput, Shard
 from tests.e2e.trees import every_dtype, write_tree
 from tests.e2e.workshop import Workshop
 
@@ -47,6 +48,39 @@ def test_rows_of_a_tensor_on_a_cuda_device_are_those_rows(workshop: Workshop, tm
     whole = model.load(include=name, framework="torch", device="cuda:0")[name]
     rows = torch.from_numpy(model[name][3:9].view("uint16").copy()).view(torch.bfloat16)
     assert torch.equal(whole[3:9].view(torch.int16).cpu(), rows.view(torch.int16))
+
+
+def test_a_stream_a_shard_and_tensors_of_ones_own_are_filled_on_a_cuda_device(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    folder = make_model("tiny", tmp_path / "tiny")
+    workshop.store.push(folder, "acme/tiny")
+    model = workshop.store.model("acme/tiny")
+    expected = {
+        name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path, "cuda:0").items()
+    }
+    streamed = dict(model.stream(framework="torch", device="cuda:0", memory_limit=16 << 20))
+    assert streamed.keys() == expected.keys()
+    own = {name: torch.empty_like(tensor) for name, tensor in expected.items()}
+    model.load(into=own)
+    for name, tensor in expected.items():
+        assert_same_on_device(streamed[name], tensor)
+        assert_same_on_device(own[name], tensor)
+    parts = [
+        model.load(framework="torch", device="cuda:0", shard=Shard(tensor_parallel=(rank, 2))) for rank in range(2)
+    ]
+    for name in (each for each in expected if "o_proj" in each or "q_proj" in each):
+        axis = 1 if "o_proj" in name else 0
+        assert_same_on_device(torch.cat([part[name] for part in parts], axis), expected[name])
+
+
+def test_tensors_that_share_memory_of_a_cuda_device_get_one_tensor_only(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.store.push(make_model("tiny", tmp_path / "tiny"), "acme/tiny")
+    model = workshop.store.model("acme/tiny")
+    first, second = [name for name, spec in model.tensors.items() if name.endswith("q_proj.weight")][:2]
+    memory = torch.empty(model.tensors[first].shape, dtype=torch.bfloat16, device="cuda:0")
+    with pytest.raises(InvalidInput, match="share memory"):
+        model.load(into={first: memory, second: memory})
 
 
 _TORCH_NAMES = {
