@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is fo
 from bench.catalog import catalog_figures
 from bench.figures import Figure
 from bench.gpu import gpu_figures
+from bench.late import late_device_figures
 from bench.mixed_devices import mixed_device_figures
 from bench.push_bars import push_figures
 from bench.remote import remote_figures
@@ -48,6 +49,7 @@ def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], I
         "push": lambda: push_figures(source, rounds),
         "striping": lambda: [striping(rounds)],
         "mixed": lambda: mixed_device_figures(source, rounds),
+        "late": lambda: late_device_figures(source, rounds),
         "remote": lambda: remote_figures(rounds, model=model),
         "structure": lambda: structure_figures(rounds),
         "catalog": lambda: catalog_figures(rounds),
