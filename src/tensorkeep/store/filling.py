@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from tensorkeep.errors import InvalidInput
 from tensorkeep.records.manifest import File, Tensor
-from tensorkeep.store.frameworks import Destination, existing_memory
+from tensorkeep.store.frameworks import existing_memory
 from tensorkeep.store.loading import whole_box
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import VersionReader
@@ -44,11 +44,7 @@ def fill_arrays(
     """
     memories = {name: existing_memory(into[name], name) for name in tensors}
     tied = _find_tied([_claim(name, tensors[name][1], memory) for name, memory in memories.items()])
-    boxes = [
-        whole_box(file, tensor, Destination(into[name], memories[name]))
-        for name, (file, tensor) in tensors.items()
-        if name not in tied
-    ]
+    boxes = [whole_box(file, tensor, memories[name]) for name, (file, tensor) in tensors.items() if name not in tied]
     reader.progress = ByteProgress(progress_callback(progress), "load", sum(box.destination.nbytes for box in boxes))
     reader.read_boxes(boxes)
 

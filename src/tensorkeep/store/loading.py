@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.shards import Shard, TensorPart, cut_tensors
 from tensorkeep.records.manifest import File, Tensor
-from tensorkeep.store.frameworks import Destination, get_framework
+from tensorkeep.store.frameworks import get_framework
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import VersionReader
 from tensorkeep.store.reports import ProgressCallback
@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
         """Return the box that fills a destination with it."""
         tensor, box = self.part.tensor, self.part.box
         if box is None:
-            return Box(self.file, tensor, (0,) * len(destination.shape), destination.shape, destination)
+            return whole_box(self.file, tensor, destination)
         return Box(self.file, tensor, box.starts, box.sizes, destination)
 
 
@@ -82,10 +82,9 @@ def load_tensors(
     return {name: made.finish(destination, device) for name, destination in destinations.items()}
 
 
-def whole_box(file: File, tensor: Tensor, destination: Destination) -> Box:
+def whole_box(file: File, tensor: Tensor, destination: npt.NDArray[Any] | FarMemory) -> Box:
     """Return the box of a whole tensor that fills a destination."""
-    shape = destination.view.shape
-    return Box(file, tensor, (0,) * len(shape), shape, destination.view)
+    return Box(file, tensor, (0,) * len(destination.shape), destination.shape, destination)
 
 
 def plan_tensors(wanted: Mapping[str, Wanted], reader: VersionReader) -> LoadPlan:

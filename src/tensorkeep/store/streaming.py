@@ -90,7 +90,7 @@ class TensorStream:
         for name, (file, tensor) in group:
             destination = self._made.make_empty(tensor.dtype, tensor.shape, self._device)
             filled.append((name, tensor, destination))
-            boxes.append(whole_box(file, tensor, destination))
+            boxes.append(whole_box(file, tensor, destination.view))
         prepare_carriers(boxes)
         return filled, boxes
 

@@ -172,7 +172,7 @@ class Reading:
 
     def close(self) -> None:
         """Forget the destinations. Nobody may deliver any more."""
-        self.direct, self.deliver, self.landed = _nowhere, _to_nobody, _nothing_finished
+        self.direct, self.deliver, self.landed = _nowhere, _to_nobody, nothing_finished
 
     def let_go(self, job: ReadJob) -> None:
         """Give back the memory of a job that has ended."""
@@ -191,7 +191,8 @@ def _to_nobody(image: PartImage, pieces: Sequence[Piece]) -> int:  # noqa: ARG00
     return 0
 
 
-def _nothing_finished(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
+def nothing_finished(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
+    """Return 0: nothing is left to do once the pieces have landed."""
     return 0
 
 

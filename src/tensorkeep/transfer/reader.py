@@ -26,7 +26,7 @@ from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
 from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
-from tensorkeep.transfer.job import Deliver, Failure, Landed, Reading, ReadJob
+from tensorkeep.transfer.job import Deliver, Failure, Landed, Reading, ReadJob, nothing_finished
 from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, Verify, add_reports
 from tensorkeep.transfer.schedule import Scheduler
@@ -86,10 +86,8 @@ def read_boxes(
         delivered = 0
         with copies_of(carriers):
             for piece in pieces:
-                if piece.item >= len(
-                    landings
-                ):  # of a mapped tensor: it was read to be verified, and lies where it should
-                    delivered += piece.length
+                if piece.item >= len(landings):
+                    delivered += piece.length  # of a mapped tensor: read to be verified, it lies where it should
                     continue
                 landing, offset = landings[piece.item], piece.offset
                 for view in image.views(piece.start, piece.start + piece.length):
@@ -205,10 +203,6 @@ class _Finishing:
             if self._whole is not None:
                 self._whole(item)
         return finished
-
-
-def _nothing_to_finish(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
-    return 0
 
 
 def read_parts(
@@ -342,7 +336,7 @@ class _Load:
         reads: Sequence[PartRead],
         direct: Callable[[Piece], memoryview | None],
         deliver: Deliver,
-        landed: Landed = _nothing_to_finish,
+        landed: Landed = nothing_finished,
         checks: Sequence[PartRead] = (),
         fixed: Mapping[int, PartSource] = MappingProxyType({}),
     ) -> set[int]:
