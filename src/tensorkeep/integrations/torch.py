@@ -58,13 +58,13 @@ class TorchFramework:
             raise InvalidInput(f"torch has no dtype for {dtype}: load it with framework='numpy'", dtype=dtype)
         place = _check_device(device)
         if place.type != "cpu":
-            return self._make_far(dtype, shape, kind, place)
+            return self.make_far(dtype, shape, kind, place)
         view = empty_array(dtype, shape, memory)
         if view.size == 0:
             return Destination(torch.empty(view.shape, dtype=kind), view)
         return Destination(torch.frombuffer(view.reshape(-1).view(np.uint8), dtype=kind).reshape(view.shape), view)
 
-    def _make_far(self, dtype: str, shape: tuple[int, ...], kind: torch.dtype, device: torch.device) -> Destination:
+    def make_far(self, dtype: str, shape: tuple[int, ...], kind: torch.dtype, device: torch.device) -> Destination:
         """Return an empty tensor that a carrier fills, for a tensor of that safetensors dtype and shape (elements)."""
         spec = get_dtype(dtype)
         tensor = torch.empty(packed_shape(shape, spec), dtype=kind, device=device)
