@@ -1,7 +1,8 @@
 """Writes objects to the devices that the catalog staged them on, and takes the next device where one fails.
 
-Each batch: staged (the rows exist before any upload starts), put on all devices in parallel, flushed, noted to be recorded as
-stored with the next batch's staging. A device that is full or read-only gets nothing more in this push, one that does not
+Each batch: staged (the rows exist before any upload starts), put on all devices in parallel, flushed; once their device is
+confirmed to be the one that it was (`tensorkeep.store.confirming`), copies are noted to be recorded as stored with the next
+staging. A device that is full or read-only gets nothing more in this push, one that does not
 answer is also not counted any more; its staged rows are condemned and the objects staged again elsewhere, if the policy finds
 room. Where a device says that its trouble passes, they are staged again there, under new names, after a pause.
 """
@@ -18,6 +19,7 @@ from typing_extensions import Buffer
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.errors import Capacity, NotEnoughCopies, PermissionDenied, TensorkeepError
 from tensorkeep.runtime import Cancellation
+from tensorkeep.store.confirming import Confirmations
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.patience import Patience
@@ -82,7 +84,8 @@ class ObjectWriter:
         self._full: set[str] = set()
         self._patience = Patience(runtime)
         self._last_heartbeat_s = runtime.clock.monotonic_s()
-        self._uploader = Uploader(self._devices, runtime=runtime, confirm=self._confirm)
+        self._uploader = Uploader(self._devices, runtime=runtime)
+        self._confirmations = Confirmations(self._check_device, runtime.clock)
         self._pool = runtime.workers.open_pool(max(4, 2 * len(self._devices)), "write")
         self.tally = WriteTally()
 
@@ -93,13 +96,16 @@ class ObjectWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._pool.__exit__(kind, error, trace)
-        self._uploader.close()
         try:
-            self.settle()
-        except TensorkeepError:
-            if error is None:  # else the error that is on its way says more
-                raise
+            if error is None:
+                self.settle()
+            else:  # which says more than what goes wrong here
+                with suppress(TensorkeepError):
+                    self._confirm(self._confirmations.waiting())
+                    self._record()
+        finally:
+            self._pool.__exit__(kind, error, trace)
+            self._uploader.close()
 
     def _find_room(self) -> dict[str, int]:
         """Return what devices that have a capacity may still take. Another push at the same time is not counted."""
@@ -111,7 +117,7 @@ class ObjectWriter:
         }
 
     def write(self, objects: Sequence[NewObject], *, stop: Cancellation | None = None) -> None:
-        """Return when every object has the copies it needs, durable; `settle` records what this noted.
+        """Return when every object has the copies it needs, durable; `settle` confirms and records them.
 
         Raises:
             Cancelled: ``stop`` says that the push was given up, and this waited for a device.
@@ -125,7 +131,17 @@ class ObjectWriter:
             pending = self._write_round(pending, failures, stop)
 
     def settle(self) -> None:
-        """Return when everything that was written is recorded as stored."""
+        """Return when everything that was written is recorded as stored, but for what is on a device that is another one now.
+
+        Those copies are given up, and the device takes nothing more; a commit asks for what it lacks then.
+        """
+        failures: dict[str, int] = {}
+        while devices := self._confirmations.waiting():
+            _lost, errors = self._confirm(devices)
+            self._patience.wait(self._judge(errors, failures), None)
+        self._record()
+
+    def _record(self) -> None:
         self._queue.record()
         self._remove(self._queue.take_late())
 
@@ -146,17 +162,45 @@ class ObjectWriter:
         for device, result in results.items():
             if result.stored:
                 self._patience.note_success(device)
-        stored = [upload.location for result in results.values() for upload in result.stored]
-        self._queue.note_stored(stored)
-        self._count(objects, answers, stored)
+                self._confirmations.add(device, [upload.location for upload in result.stored])
+        self._count(objects, answers)
         failed = [upload.location for result in results.values() for upload in result.failed]
-        if failed:
-            self._context.catalog.forget_staged(self._session, [location.id for location in failed])
-            self._take_room(failed, give_back=True)
-            errors = {device: result.error for device, result in results.items() if result.error is not None}
+        self._give_up(failed)
+        errors = {device: result.error for device, result in results.items() if result.error is not None}
+        lost, unconfirmed = self._confirm([device for device in results if self._confirmations.is_due(device)])
+        failed += [copy for copy in lost if copy.id in objects_of]
+        errors |= {device: error for device, error in unconfirmed.items() if not error.facts.get("passing")}
+        if errors:
             self._patience.wait(self._judge(errors, failures), stop)
             self._beat()
         return list({id(new): new for new in (objects_of[location.id] for location in failed)}.values())
+
+    def _confirm(self, devices: Sequence[str]) -> tuple[list[Location], dict[str, TensorkeepError]]:
+        """Note the copies of devices that are what they were, to be recorded; return those that were given up, and all errors.
+
+        Where a device in use has trouble that passes, its copies wait on.
+        """
+        lost: list[Location] = []
+        errors: dict[str, TensorkeepError] = {}
+        for task in [self._pool.submit(self._confirmations.confirm, device) for device in devices]:
+            device, copies, error = task.result()
+            if error is None:
+                self._queue.note_stored(copies)
+                self._count_stored(copies)
+                continue
+            errors[device] = error
+            if error.facts.get("passing") and device not in self._closed:
+                self._confirmations.add(device, copies)
+            else:
+                self._give_up(copies)
+                lost += copies
+        return lost, errors
+
+    def _give_up(self, locations: Sequence[Location]) -> None:
+        """Have the catalog forget copies that don't count."""
+        if locations:
+            self._context.catalog.forget_staged(self._session, [location.id for location in locations])
+            self._take_room(locations, give_back=True)
 
     def _judge(self, errors: dict[str, TensorkeepError], failures: dict[str, int]) -> float:
         """Close the devices that failed for good; return for how many seconds those deserve a wait whose trouble passes."""
@@ -227,7 +271,7 @@ class ObjectWriter:
             with suppress(TensorkeepError):
                 self._devices[location.device].delete(location.name)
 
-    def _confirm(self, device: str) -> None:
+    def _check_device(self, device: str) -> None:
         self._context.fleet.check_epoch(self._facts[device], self._devices[device], self._epoch)
 
     def _check_answer(self, new: NewObject, answer: Staging) -> None:
@@ -270,12 +314,15 @@ class ObjectWriter:
             if not any(w.startswith(f"device {self._names[device]} ") for w in self.tally.warnings):
                 self.tally.warnings.append(warning)
 
-    def _count(self, objects: Sequence[NewObject], answers: Sequence[Staging], stored: Sequence[Location]) -> None:
+    def _count(self, objects: Sequence[NewObject], answers: Sequence[Staging]) -> None:
         with self._lock:
             for new, answer in zip(objects, answers, strict=True):
                 if not answer.existing and answer.staged and new.key not in self.tally.new_keys:
                     self.tally.new_keys.add(new.key)
                     self.tally.new_bytes += new.size_bytes
+
+    def _count_stored(self, stored: Sequence[Location]) -> None:
+        with self._lock:
             for location in stored:
                 name = self._names[location.device]
                 self.tally.written_bytes += location.length

@@ -4,7 +4,7 @@ A local device takes the batch together, so that its fsyncs are few; one across 
 threads of its own, so that no device waits for another; any other takes one after the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -40,13 +40,11 @@ class Uploader:
     Args:
         devices: by id.
         runtime: workers and failpoints.
-        confirm: called with a device's id once its puts are durable; raises where it is not the device that it was.
     """
 
-    def __init__(self, devices: Mapping[str, Device], *, runtime: Runtime, confirm: Callable[[str], None]) -> None:
+    def __init__(self, devices: Mapping[str, Device], *, runtime: Runtime) -> None:
         self._devices = devices
         self._runtime = runtime
-        self._confirm = confirm
         self._stack = ExitStack()
         self._pools: dict[str, WorkerPool] = {}
         for number, (device_id, device) in enumerate(devices.items()):
@@ -68,8 +66,6 @@ class Uploader:
                 self._runtime.failpoints.hit("push.part_written")
         try:
             device.flush()
-            # Durable, but where? A disk may have been swapped since its identity was checked.
-            self._confirm(device_id)
         except TensorkeepError as error:
             return UploadResult([], uploads, error)
         self._runtime.failpoints.hit("push.part_flushed")

@@ -73,7 +73,7 @@ def uploads(names: Sequence[str]) -> list[Upload]:
 
 
 def run(device: Device, names: Sequence[str] = NAMES, **options: object) -> tuple[list[str], list[str], object]:
-    uploader = Uploader({"d": device}, runtime=Runtime(**options), confirm=lambda _: None)  # type: ignore[arg-type]
+    uploader = Uploader({"d": device}, runtime=Runtime(**options))  # type: ignore[arg-type]
     result = uploader.upload("d", uploads(names))
     uploader.close()
     stored, failed = ([upload.location.name for upload in some] for some in (result.stored, result.failed))
