@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tensorkeep.store.reports import (
         Diff,
         GcReport,
+        PrefetchReport,
         ProgressCallback,
         PushForecast,
         RebuildReport,
@@ -72,6 +73,7 @@ __all__ = [
     "NotEnoughCopies",
     "NotFound",
     "PermissionDenied",
+    "PrefetchReport",
     "PushForecast",
     "RebuildReport",
     "Shard",
@@ -100,6 +102,7 @@ _LAZY = {
     "LoadPlan": "tensorkeep.transfer.report",
     "LoadReport": "tensorkeep.transfer.report",
     "Model": "tensorkeep.store.model",
+    "PrefetchReport": "tensorkeep.store.reports",
     "PushForecast": "tensorkeep.store.reports",
     "RebuildReport": "tensorkeep.store.reports",
     "Shard": "tensorkeep.planning.shards",
@@ -123,16 +126,18 @@ def open(  # noqa: A001 - the name that the API fixed: tensorkeep.open
         runtime: clock, randomness, workers and failpoints, for tests.
 
     Raises:
-        InvalidInput: the folder is not empty and no store.
+        InvalidInput: the folder is not empty and no store; or the node's configuration (`store.node_config`) is wrong.
         NotFound: the store's catalog is gone; `rebuild_catalog` brings it back. Or a database holds no store; `init` makes one.
     """
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
+    from tensorkeep.store.node_config import open_node_cache  # noqa: PLC0415
     from tensorkeep.store.opening import open_store  # noqa: PLC0415
     from tensorkeep.store.store import Store  # noqa: PLC0415
 
-    return Store(
-        open_store(_location(location), runtime=runtime or system_runtime(), cache_root=_cache_root(), user=_user())
-    )
+    runtime = runtime or system_runtime()
+    cache = open_node_cache(os.environ, runtime)
+    context = open_store(_location(location), runtime=runtime, cache_root=_cache_root(), user=_user(), node_cache=cache)
+    return Store(context)
 
 
 def init(
@@ -155,15 +160,18 @@ def init(
         InvalidInput: the folder is not empty, or the redundancy makes no sense.
     """
     from tensorkeep.runtime import system_runtime  # noqa: PLC0415 - imports are lazy
+    from tensorkeep.store.node_config import open_node_cache  # noqa: PLC0415
     from tensorkeep.store.opening import open_store  # noqa: PLC0415
     from tensorkeep.store.push_target import make_policy  # noqa: PLC0415
     from tensorkeep.store.store import Store  # noqa: PLC0415
 
+    runtime = runtime or system_runtime()
     context = open_store(
         _location(location),
-        runtime=runtime or system_runtime(),
+        runtime=runtime,
         cache_root=_cache_root(),
         user=_user(),
+        node_cache=open_node_cache(os.environ, runtime),
         policy=make_policy(replicas, ec),
         exist_ok=False,
     )

@@ -64,6 +64,13 @@ def build_app() -> typer.Typer:
         "tensorkeep load acme/llama --include 'model.layers.0.*' --framework torch",
         "tensorkeep load acme/llama --tensor-parallel 0/8 --plan",
     )
+    add_command(
+        app,
+        "prefetch",
+        transfers.prefetch,
+        "tensorkeep prefetch acme/llama@v1",
+        "tensorkeep prefetch acme/llama --tensor-parallel 0/8",
+    )
     add_command(app, "ls", history.ls, "tensorkeep ls", "tensorkeep ls acme/llama --json")
     add_command(
         app,

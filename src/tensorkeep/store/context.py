@@ -6,6 +6,7 @@ from pathlib import Path
 from tensorkeep.catalog.protocol import Catalog
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.fleet import Fleet
+from tensorkeep.store.node_cache import NodeCache
 from tensorkeep.store.place import Place
 
 
@@ -13,8 +14,8 @@ from tensorkeep.store.place import Place
 class StoreContext:
     """One open store.
 
-    ``place`` is where the store is; ``cache_folder`` where caches that may be lost lie (None: no caches). ``user`` is the default
-    author of versions.
+    ``place`` is where the store is; ``cache_folder`` where caches that may be lost lie (None: no caches), ``node_cache`` the
+    parts that this machine keeps for all its processes (None: it keeps none). ``user`` is the default author of versions.
     """
 
     catalog: Catalog
@@ -22,5 +23,6 @@ class StoreContext:
     runtime: Runtime
     place: Place
     cache_folder: Path | None
+    node_cache: NodeCache | None = None
     read_only: bool = False
     user: str = ""

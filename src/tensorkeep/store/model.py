@@ -26,7 +26,7 @@ from tensorkeep.store.loading import Mode, Wanted, choose_parts, load_tensors, p
 from tensorkeep.store.names_of_tensors import find_tensor, tensors_by_name
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import DEFAULT_MEMORY_LIMIT_BYTES, VersionReader, choose_verify
-from tensorkeep.store.reports import FileInfo, ProgressCallback, TensorInfo, Version
+from tensorkeep.store.reports import FileInfo, PrefetchReport, ProgressCallback, TensorInfo, Version
 from tensorkeep.store.saving import SaveReport, save_tensors
 from tensorkeep.store.stored_source import StoredSource
 from tensorkeep.store.streaming import TensorStream
@@ -136,6 +136,7 @@ class Model:
             Unavailable: the deadline passed.
         """
         reader = self._reader(verify, deadline_s, memory_limit)
+        reader.fills_cache = True
         if into is not None:
             if include is not None or shard is not None or (framework, device, mode) != ("numpy", None, "auto"):
                 raise InvalidInput("the arrays of `into` say what is loaded and where: leave the other arguments out")
@@ -183,7 +184,9 @@ class Model:
             globs = [include] if isinstance(include, str) else list(include)
             names.sort(key=lambda name: _first_fit(name, globs))
         chosen = {name: tensors[name] for name in names}
-        return self._stream(chosen, self._reader(verify, deadline_s, memory_limit), made, device, memory_limit)
+        reader = self._reader(verify, deadline_s, memory_limit)
+        reader.fills_cache = True
+        return self._stream(chosen, reader, made, device, memory_limit)
 
     def _stream(
         self,
@@ -199,6 +202,42 @@ class Model:
                 yield from TensorStream(tensors, reader, pool, made=made, device=device, waiting_bytes=limit, stop=stop)
         finally:
             self.report = reader.report()
+
+    def prefetch(
+        self,
+        *,
+        include: str | Sequence[str] | None = None,
+        shard: Shard | None = None,
+        deadline_s: float | None = None,
+    ) -> PrefetchReport:
+        """Bring the parts that a load would read across a network into this machine's cache (`store.node_config`), verified.
+
+        Parts come whole. What is in the cache already is not read again. Later loads of any process read, or map, what is there. Returns what was done; bytes
+        that found no room are ``left_out_bytes``.
+
+        Args:
+            include: as in `load`.
+            shard: as in `load`.
+            deadline_s: seconds after which no more is fetched.
+
+        Raises:
+            InvalidInput: the machine has no cache, or a tensor can't be cut as the shard asks.
+            NotFound: no tensor fits ``include``, or none of those that do belongs to the shard.
+            Integrity: bytes are damaged on every device that has them; what came before stays in the cache.
+            NotEnoughCopies: no device that has some bytes can be read; as before.
+            Capacity, PermissionDenied, Unavailable: the folder can't be written.
+        """
+        cache = self._context.node_cache
+        if cache is None:
+            raise InvalidInput(
+                "this machine has no cache: name a folder in ~/.config/tensorkeep/node.toml, under [cache], "
+                'as folder = "/nvme/tensorkeep-cache"'
+            )
+        wanted = self._choose(include, shard)
+        reader = self._reader(None, deadline_s)
+        report = reader.prefetch([(each.file, each.part.tensor) for each in wanted.values()], cache)
+        self.report = report.load
+        return report
 
     def plan_load(
         self,

@@ -13,6 +13,7 @@ from tensorkeep.store.database_place import DatabasePlace
 from tensorkeep.store.fleet import DeviceOpener, Fleet, open_by_facts
 from tensorkeep.store.folder_place import FolderPlace
 from tensorkeep.store.journal import new_ulid
+from tensorkeep.store.node_cache import NodeCache
 from tensorkeep.store.place import Place
 
 
@@ -31,6 +32,7 @@ def open_store(
     runtime: Runtime,
     cache_root: Path | None,
     user: str,
+    node_cache: NodeCache | None = None,
     policy: Policy | None = None,
     create: bool = True,
     exist_ok: bool = True,
@@ -68,7 +70,7 @@ def open_store(
     catalog = open_catalog(place.catalog_url, runtime=runtime, read_only=read_only, snapshot_every=snapshot_every)
     cache = cache_root / catalog.info().store if cache_root else None
     fleet = Fleet(catalog, runtime=runtime, opener=opener)
-    return StoreContext(catalog, fleet, runtime, place, cache, read_only=read_only, user=user)
+    return StoreContext(catalog, fleet, runtime, place, cache, node_cache, read_only=read_only, user=user)
 
 
 def _create(place: Place, policy: Policy, runtime: Runtime) -> None:

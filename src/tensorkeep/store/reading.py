@@ -5,18 +5,24 @@ report, against one deadline and on one bar of progress.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import get_args
 
-from tensorkeep.errors import InvalidInput
+from tensorkeep.devices.os_errors import translated_os_errors
+from tensorkeep.errors import InvalidInput, TensorkeepError
 from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.runtime import Cancellation
+from tensorkeep.store.cached_parts import count_bytes, fetch_missing, with_cached
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.learned_rates import learn_rates
+from tensorkeep.store.node_cache import NodeCache
 from tensorkeep.store.progress import ByteProgress
+from tensorkeep.store.reports import PrefetchReport
 from tensorkeep.store.structure import part_table
 from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors, pieces_of
@@ -51,6 +57,8 @@ class VersionReader:
     Attributes:
         verify: how it verifies.
         progress: told the bytes that land; None: nobody is.
+        fills_cache: whether parts that its tensors touch go to the node's cache, if there is one. What is there already is read
+            from it in any case, unless nothing is verified: nothing in the cache is believed.
     """
 
     def __init__(
@@ -66,6 +74,7 @@ class VersionReader:
     ) -> None:
         self.verify = verify
         self.progress: ByteProgress | None = None
+        self.fills_cache = False
         self._context = context
         self._version = version
         self._manifest = manifest
@@ -73,6 +82,7 @@ class VersionReader:
         self._deadline_s = deadline_s
         self._memory_limit_bytes = memory_limit_bytes or DEFAULT_MEMORY_LIMIT_BYTES
         self._reports: list[LoadReport] = []
+        self._spent_s = 0.0
 
     def report(self) -> LoadReport:
         """Return what all reads up to now did, as one."""
@@ -86,7 +96,8 @@ class VersionReader:
         ``others`` are tensors that boxes of the same `read_boxes` are of.
         """
         pieces = pieces_of(tensors)
-        table = self._table({piece.part for found in (*pieces, *pieces_of(others)) for piece in found})
+        touched = {piece.part for found in (*pieces, *pieces_of(others)) for piece in found}
+        table = self._table(touched, fill=self.fills_cache)
         return map_tensors(tensors, pieces, table), table
 
     def read_boxes(
@@ -97,7 +108,7 @@ class VersionReader:
         stop: Cancellation | None = None,
     ) -> None:
         """Fill the destinations of boxes, and verify what was mapped; see `transfer.reader.read_boxes`."""
-        mapped, table = mapping or (None, self._table(_parts_of(boxes)))
+        mapped, table = mapping or (None, self._table(_parts_of(boxes), fill=self.fills_cache, stop=stop))
         report = read_boxes(
             boxes,
             parts=table,
@@ -110,7 +121,7 @@ class VersionReader:
             whole=whole,
             stop=stop,
         )
-        self._reports.append(report)
+        self._add(report)
         learn_rates(self._context, report, table.devices)
 
     def plan_boxes(self, boxes: Sequence[Box]) -> LoadPlan:
@@ -125,19 +136,66 @@ class VersionReader:
 
     def read_ranges(self, ranges: Sequence[PartRange], consume: Callable[[PartRange, memoryview], None]) -> None:
         """Hand each range of a part to ``consume``; see `transfer.reader.read_parts`."""
+        table = self._table({each.part for each in ranges})
+        self._add(self._read_parts(table, ranges, consume, progress=self._count))
+
+    def _read_parts(
+        self,
+        table: PartTable,
+        ranges: Sequence[PartRange],
+        consume: Callable[[PartRange, memoryview], None],
+        progress: Callable[[int], None] | None,
+    ) -> LoadReport:
         report = read_parts(
             ranges,
             consume,
-            parts=self._table({each.part for each in ranges}),
+            parts=table,
             verify=self.verify,
             deadline_s=self._left_s(),
             memory_limit_bytes=self._memory_limit_bytes,
             runtime=self._context.runtime,
-            progress=self._count,
+            progress=progress,
         )
-        self._reports.append(report)
+        learn_rates(self._context, report, table.devices)
+        return report
 
-    def _table(self, parts: Iterable[int]) -> PartTable:
+    def prefetch(self, tensors: Sequence[tuple[File, Tensor]], cache: NodeCache) -> PrefetchReport:
+        """Bring the parts of tensors into the cache; see `Model.prefetch`."""
+        table = self._device_table({piece.part for found in pieces_of(tensors) for piece in found})
+        with translated_os_errors("filling the node's cache", url=cache.device.url):
+            self._fill(table, cache, None)
+        return PrefetchReport(*count_bytes(table, cache), self.report())
+
+    def _table(self, parts: Iterable[int], *, fill: bool = False, stop: Cancellation | None = None) -> PartTable:
+        table, cache = self._device_table(parts), self._context.node_cache
+        if cache is None or self.verify == "off":
+            return table
+
+        if fill:
+            with suppress(OSError, TensorkeepError):  # the load itself finds out what is wrong with a device
+                self._fill(table, cache, stop)
+        return with_cached(table, cache)
+
+    def _fill(self, table: PartTable, cache: NodeCache, stop: Cancellation | None) -> None:
+        clock = self._context.runtime.clock
+        began_s = clock.monotonic_s() - self._spent_s
+
+        def may_go_on() -> bool:
+            if stop is not None:
+                stop.check()
+            self._spent_s = clock.monotonic_s() - began_s  # waiting for other processes counts too
+            return self._left_s() != 0
+
+        def read(ranges: Sequence[PartRange], consume: Callable[[PartRange, memoryview], None]) -> None:
+            report = self._read_parts(table, ranges, consume, progress=None)
+            self._reports.append(replace(report, bytes_needed=0))  # for later, or to be read again at once
+
+        try:
+            fetch_missing(table, cache, read, clock=clock, may_go_on=may_go_on)
+        finally:
+            self._spent_s = clock.monotonic_s() - began_s
+
+    def _device_table(self, parts: Iterable[int]) -> PartTable:
         context, version, manifest = self._context, self._version, self._manifest
         return part_table(
             context,
@@ -150,9 +208,11 @@ class VersionReader:
 
     def _left_s(self) -> float | None:
         """Return what earlier reads left of the deadline."""
-        if self._deadline_s is None or not self._reports:
-            return self._deadline_s
-        return max(self._deadline_s - sum(report.seconds for report in self._reports), 0.0)
+        return None if self._deadline_s is None else max(self._deadline_s - self._spent_s, 0.0)
+
+    def _add(self, report: LoadReport) -> None:
+        self._reports.append(report)
+        self._spent_s += report.seconds
 
     def _count(self, size_bytes: int) -> None:
         if self.progress is not None:

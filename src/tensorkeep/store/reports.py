@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from tensorkeep.devices.bench import ReaderRate
 from tensorkeep.records.device import DeviceFacts
+from tensorkeep.transfer.report import LoadReport
 
 ChangeKind = Literal["added", "removed", "changed", "renamed"]
 ComparedUnit = Literal["elements", "blocks", "bytes"]
@@ -359,6 +360,20 @@ class GcReport:
     waiting_bytes: int
     swept_unfinished: int
     unreachable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchReport:
+    """What a prefetch did.
+
+    In bytes of parts: ``cached`` are in the cache now, ``local`` ones lie on file systems of this machine and need none, ``left_out``
+    found no room. ``load`` says what was read of which device, and what was damaged.
+    """
+
+    cached_bytes: int
+    local_bytes: int
+    left_out_bytes: int
+    load: LoadReport
 
 
 @dataclass(frozen=True, slots=True)

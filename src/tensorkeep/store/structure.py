@@ -15,7 +15,7 @@ from tensorkeep.records.naming import ObjectKind
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.learned_rates import find_rates
 from tensorkeep.transfer.report import Damage
-from tensorkeep.transfer.sources import PartSource, PartTable
+from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 
 
 def open_manifest(context: StoreContext, version: VersionFacts) -> Manifest:
@@ -140,7 +140,7 @@ def _sources(locations: Sequence[Location]) -> list[PartSource]:
             name=loc.name,
             offset=loc.offset,
             length=loc.length,
-            suspect=loc.state == "bad",
+            rank=SUSPECT if loc.state == "bad" else 0,
         )
         for loc in locations
         if loc.form == "raw"

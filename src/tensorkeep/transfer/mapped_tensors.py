@@ -18,7 +18,7 @@ from tensorkeep.planning.read_plan import ExtentMap, Piece, choose_copies
 from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.transfer.boxes import tensor_array
 from tensorkeep.transfer.mapping import PAGE_BYTES, MappedRange
-from tensorkeep.transfer.sources import PartSource, PartTable
+from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 
 _USUAL_MOST_MAPPINGS = 65530
 _MAPPINGS = Path("/proc/self/maps")
@@ -109,7 +109,7 @@ def map_tensors(
         for piece in tensor.pieces:
             needs[piece.part] = needs.get(piece.part, 0) + piece.length
     copies = {
-        part: [each for each in parts.sources.get(part, ()) if each.device in devices and not each.suspect]
+        part: [each for each in parts.sources.get(part, ()) if each.device in devices and each.rank < SUSPECT]
         for part in needs
     }
     choice = choose_copies(needs, {part: [c.device for c in found] for part, found in copies.items()}, parts.rates)

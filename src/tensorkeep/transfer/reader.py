@@ -30,7 +30,7 @@ from tensorkeep.transfer.job import Deliver, Failure, Landed, Reading, ReadJob, 
 from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, Verify, add_reports
 from tensorkeep.transfer.schedule import Scheduler
-from tensorkeep.transfer.sources import PartSource, PartTable
+from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 from tensorkeep.transfer.verification import Judge
 
 MEMORY_LIMIT_BYTES = 256 * MIB
@@ -139,7 +139,7 @@ def _heal(
     mapped.replace(bad)
     last = {part: mapped.sources[part] for part in bad}
     sources = {
-        part: [*(each for each in parts.sources[part] if each is not last[part]), replace(last[part], suspect=True)]
+        part: [*(each for each in parts.sources[part] if each is not last[part]), replace(last[part], rank=SUSPECT)]
         for part in bad
     }
     table = replace(parts, sources=sources)
@@ -445,11 +445,16 @@ class _Load:
             part: [each for each in self._parts.sources.get(part, ()) if each.device in self._parts.devices]
             for part in needs
         }
-        trusted = {part: [each for each in usable[part] if not each.suspect] or usable[part] for part in needs}
+        trusted = {part: _of_lowest_rank(usable[part]) for part in needs}
         trusted.update((part, [source]) for part, source in fixed.items() if part in needs)
         devices = {part: [each.device for each in trusted[part]] for part in needs}
         self._choice = choose_copies(needs, devices, self._parts.rates)
         return usable, trusted
+
+
+def _of_lowest_rank(sources: list[PartSource]) -> list[PartSource]:
+    lowest = min((each.rank for each in sources), default=0)
+    return [each for each in sources if each.rank == lowest]
 
 
 class _StopSign:

@@ -324,7 +324,9 @@ class Scheduler:
     def _take_waiting(self, queue: DeviceQueue, other: DeviceQueue, now: float, pools: ExitStack) -> None:
         while queue.is_idle and other.waiting:
             job, source = other.waiting[-1]
-            mine = next((each for each in job.sources if each.device == queue.device and not each.suspect), None)
+            mine = next(
+                (each for each in job.sources if each.device == queue.device and each.rank <= source.rank), None
+            )
             if mine is None or mine.location in self._missing:
                 return
             stalls = is_late(other.quiet_s(now), other.usual_s, queue.usual_s)
@@ -413,7 +415,7 @@ class Scheduler:
         if first and not self._hangs(usable[0]):
             source = usable[0]
         else:
-            source = min(usable, key=lambda each: (each.suspect, self._hangs(each), self._time_left(each)))
+            source = min(usable, key=lambda each: (each.rank, self._hangs(each), self._time_left(each)))
         job.sources = [other for other in usable if other is not source]
         queue = self.queues[source.device]
         queue.waiting_bytes += job.size_bytes

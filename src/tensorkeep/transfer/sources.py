@@ -7,13 +7,16 @@ from tensorkeep.devices.protocol import Device
 from tensorkeep.records.checks import Checks
 from tensorkeep.transfer.report import Damage
 
+RESERVE, SUSPECT = 1, 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSource:
     """A whole copy of a part: ``length`` bytes from ``offset`` of the object ``name`` on the device with id ``device``.
 
-    ``location`` is the catalog's row, handed back in reports. A ``suspect`` copy (found bad before) is read only when a part
-    has no other left: its damage may have been the cable's, or lie in another block.
+    ``location`` is the catalog's row, handed back in reports. A copy is read only when its part has none of a lower ``rank``
+    left: `RESERVE` where the node's cache has the part, so that nothing need come across the network; `SUSPECT` where it was found
+    bad before, since its damage may have been the cable's, or lie in another block.
     """
 
     location: int
@@ -21,7 +24,7 @@ class PartSource:
     name: str
     offset: int = 0
     length: int
-    suspect: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from tensorkeep.store.reports import (
     LayerBalance,
     LogEntry,
     ModelSummary,
+    PrefetchReport,
     Problem,
     Progress,
     PushForecast,
@@ -335,6 +336,7 @@ class FakeStore:
             ),
             "load": LOAD_REPORT,
             "plan_load": LOAD_PLAN,
+            "prefetch": PrefetchReport(1_500_000_000, 500_000_000, 7_000_000, LOAD_REPORT),
             "save": SaveReport("out.safetensors", 2_000_000_100, 2, {"lm_head": "wte"}, LOAD_REPORT),
             "metadata": METADATA,
             "models": [
@@ -406,6 +408,7 @@ class FakeStore:
         model.load = load_and_report
         model.save = self._door("save")
         model.plan_load = self._door("plan_load")
+        model.prefetch = self._door("prefetch")
         return model
 
     def __getattr__(self, name: str) -> Any:

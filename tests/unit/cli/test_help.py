@@ -14,6 +14,7 @@ COMMANDS = (
         "push",
         "pull",
         "load",
+        "prefetch",
         "ls",
         "show",
         "log",

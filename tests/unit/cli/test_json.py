@@ -32,6 +32,7 @@ SHARED = {
     "ls MODEL → versions[]": "push",
     "load → report": "pull → load",
     "load --to → load": "pull → load",
+    "prefetch → load": "pull → load",
     "join → parts[]": "split → parts[]",
 }
 
@@ -48,6 +49,7 @@ COMMANDS = {
     "load": ("load", MODEL),
     "load --to": ("load", MODEL, "out.safetensors", "--to", "safetensors"),
     "load --plan": ("load", MODEL, "--plan"),
+    "prefetch": ("prefetch", MODEL),
     "ls": ("ls",),
     "ls MODEL": ("ls", MODEL),
     "show": ("show", MODEL, "--metadata"),

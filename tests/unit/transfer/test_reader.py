@@ -22,6 +22,7 @@ from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.device_queue import readers_per_device
 from tensorkeep.transfer.reader import read_boxes, read_parts
 from tensorkeep.transfer.report import LoadReport, Verify
+from tensorkeep.transfer.sources import SUSPECT
 from tests.unit.transfer.small_world import (
     World,
     array_in,
@@ -192,7 +193,7 @@ def test_a_suspect_copy_is_read_only_when_no_other_is_left() -> None:
     world.flip("d0", 0, 0)
     table = world.table()
     first, second, third = table.sources[0]
-    table = replace(table, sources={0: [first, replace(second, suspect=True), third]})
+    table = replace(table, sources={0: [first, replace(second, rank=SUSPECT), third]})
     requests = [PartRange(0, 0, PART)]
     got: list[bytes] = []
     read_parts(requests, lambda _, data: got.append(bytes(data)), parts=table, runtime=Runtime())

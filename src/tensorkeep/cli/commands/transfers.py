@@ -52,6 +52,10 @@ class Verify(StrEnum):
     OFF = "off"
 
 
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--include", metavar="GLOB", help="Only these tensors; may be repeated.", show_default=False),
+]
 VerifyOption = Annotated[
     Verify | None,
     typer.Option(
@@ -212,10 +216,7 @@ def load(
             "--to", help="Write the tensors to OUT in this format, instead of into memory.", show_default=False
         ),
     ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option("--include", metavar="GLOB", help="Only these tensors; may be repeated.", show_default=False),
-    ] = None,
+    include: IncludeOption = None,
     framework: Annotated[
         str, typer.Option("--framework", metavar="NAME", help="Whose arrays to make: numpy or torch.")
     ] = "numpy",
@@ -313,6 +314,51 @@ def _plan_blocks(title: str, plan: "LoadPlan", *, table: bool) -> list[Block]:
         ]
     )
     return [*([Table(("DEVICE", ">TO READ", ">L_i"), rows)] if table else []), facts]
+
+
+def prefetch(
+    session: Session,
+    spec: SpecArgument,
+    *,
+    include: IncludeOption = None,
+    tensor_parallel: TensorParallelOption = None,
+    rule: RuleOption = None,
+    preset: PresetOption = True,
+    fsdp: FsdpOption = None,
+    layers: LayersOption = None,
+    outside_layers: OutsideOption = True,
+    experts: ExpertsOption = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Show the table of devices.")] = True,
+) -> None:
+    """Bring a remote model into this machine's cache.
+
+    The cache is a folder that ~/.config/tensorkeep/node.toml or /etc/tensorkeep/node.toml names under [cache]. Loads of all processes
+    read what is there, verified, instead of the network; parts that lie on disks of this machine need none.
+    """
+    shard = make_shard(
+        tensor_parallel=tensor_parallel,
+        rules=rule,
+        preset=preset,
+        fsdp=fsdp,
+        layers=layers,
+        outside_layers=outside_layers,
+        experts=experts,
+    )
+    with session.store() as store:
+        model = store.model(spec)
+        found = model.prefetch(include=include or None, shard=shard)
+    _warn_of_damage(session, found.load)
+    if found.left_out_bytes:
+        session.warn(
+            f"{human_size(found.left_out_bytes)} found no room in the cache: raise limit_bytes, or choose less of the model",
+            left_out_bytes=found.left_out_bytes,
+        )
+    facts = [
+        ("cached", f"{_title(spec, model.version)}: {human_size(found.cached_bytes)}"),
+        ("local", f"{human_size(found.local_bytes)} on disks of this machine" if found.local_bytes else None),
+    ]
+    document = {"spec": spec, "version": model.version.id} | to_plain(found)
+    session.show(document, lambda: _load_blocks(facts, found.load, table=report))
 
 
 def _save(
@@ -434,6 +480,8 @@ def _warn_of_damage(session: Session, report: "LoadReport") -> None:
             if absent
             else "Push the model again to restore them"
         )
+        if first.location < 0:  # no row of the catalog: the node's cache
+            advice = "They were removed from it"
         session.warn(
             f"device {name}: {first.reason}{more}; other copies were read instead. {advice}",
             device=name,

@@ -1,0 +1,224 @@
+"""A folder of this machine that keeps parts of remote models, by their digest, for all processes and all stores.
+
+A part is one file, ``parts/ab/<digest>``, read-only, which appears whole. Until then it is ``tmp/<digest>``, locked (``flock``) by the
+process that fetches it: others wait for it, and where that process dies the lock is free at once and the file anyone's. Room is
+made by removing what was used longest ago, under one lock of the folder; whoever has such a file mapped keeps its pages.
+
+Nothing here is fsynced, and nothing believed: what is read from the folder is verified like a copy on any device, and removed
+where it is bad.
+"""
+
+import fcntl
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tensorkeep.devices import LocalDevice
+from tensorkeep.runtime import Runtime
+
+_TOUCH_EVERY_S = 60.0
+"""A use is noted in the file's mtime at most so often."""
+
+_PARTS, _UNFINISHED, _LOCK = "parts", "tmp", "lock"
+
+
+class Fetched(NamedTuple):
+    """A part by its digest, and its bytes."""
+
+    digest: bytes
+    size_bytes: int
+
+
+class Claim:
+    """A part that this process alone fetches now. Thread safe where ranges don't overlap; `finish` or `drop` ends it."""
+
+    def __init__(self, descriptor: int, unfinished: Path, final: Path) -> None:
+        self._descriptor = descriptor
+        self._unfinished = unfinished
+        self._final = final
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes of the part; raises `OSError`."""
+        while data:
+            written = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[written:], offset + written
+
+    def finish(self) -> None:
+        """Give the part, which is whole, its name."""
+        try:
+            os.fchmod(self._descriptor, 0o444)
+            self._unfinished.rename(self._final)
+        finally:
+            os.close(self._descriptor)
+
+    def drop(self) -> None:
+        """Remove what was written."""
+        with suppress(OSError):
+            self._unfinished.unlink()
+        os.close(self._descriptor)
+
+
+Answer = Claim | Literal["there", "busy", "refused"]
+"""What a process gets that wants to fetch a part: the right to; or it is there; or another is at it; or there is no room."""
+
+
+class NodeCache:
+    """The folder. Thread safe; safe for many processes.
+
+    Args:
+        folder: absolute; made where it is missing.
+        limit_bytes: the most that all files together take; None is half of the file system.
+        runtime: its clock says when a part was used; the rest is for the device that reads the folder.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int | None, runtime: Runtime) -> None:
+        self._folder = folder
+        self._limit = limit_bytes
+        self._clock = runtime.clock
+        self.device = LocalDevice(str(folder), runtime=runtime, url=folder.as_uri())
+
+    @staticmethod
+    def name_of(digest: bytes) -> str:
+        """Return the name of a part's file, relative to the folder."""
+        text = digest.hex()
+        return f"{_PARTS}/{text[:2]}/{text}"
+
+    def holds(self, wanted: Fetched) -> bool:
+        """Whether a part is there in its full length; notes that it is used."""
+        path = self._folder / self.name_of(wanted.digest)
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        now_s = self._clock.now().timestamp()
+        if now_s - found.st_mtime > _TOUCH_EVERY_S:
+            with suppress(OSError):  # another user's file is used all the same
+                os.utime(path, (now_s, now_s))
+        return found.st_size == wanted.size_bytes
+
+    def remove(self, digest: bytes) -> None:
+        """Remove a part that was found bad."""
+        with suppress(OSError):
+            (self._folder / self.name_of(digest)).unlink()
+
+    def claim(self, wanted: Sequence[Fetched], keep: Collection[bytes]) -> list[Answer]:
+        """Return for each part what became of the wish to fetch it. Room is made without removing any part of ``keep``.
+
+        Raises:
+            OSError: the folder can't be used.
+        """
+        self._make_folders()
+        with self._locked():
+            room = self._room(keep)
+            return [self._claim(each, room) for each in wanted]
+
+    def used_bytes(self) -> int:
+        """Return the bytes of all parts, whole or on their way."""
+        return sum(size for folder in (_PARTS, _UNFINISHED) for _, size, _ in self._files(folder))
+
+    def _make_folders(self) -> None:
+        (self._folder / _UNFINISHED).mkdir(parents=True, exist_ok=True)
+        (self._folder / _PARTS).mkdir(exist_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _claim(self, wanted: Fetched, room: "_Room") -> Answer:
+        final = self._folder / self.name_of(wanted.digest)
+        if self.holds(wanted):
+            return "there"
+        unfinished = self._folder / _UNFINISHED / wanted.digest.hex()
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return "busy"
+        claim = Claim(descriptor, unfinished, final)
+        if not _is_same(descriptor, unfinished):  # it got its name between the two calls
+            os.close(descriptor)
+            return "there" if self.holds(wanted) else "busy"
+        try:
+            if not room.take(wanted.size_bytes):
+                claim.drop()
+                return "refused"
+            final.parent.mkdir(exist_ok=True)
+            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, wanted.size_bytes)
+        except OSError:
+            claim.drop()
+            raise
+        return claim
+
+    def _room(self, keep: Collection[bytes]) -> "_Room":
+        parts = sorted(self._files(_PARTS), key=lambda each: each[2])
+        used = sum(size for _, size, _ in parts)
+        for path, size, _ in self._files(_UNFINISHED):
+            used += 0 if _remove_if_orphaned(path) else size
+        limit = self._limit
+        if limit is None:
+            found = os.statvfs(self._folder)
+            limit = found.f_blocks * found.f_frsize // 2
+        kept = {digest.hex() for digest in keep}
+        return _Room(limit - used, [(path, size) for path, size, _ in parts if path.name not in kept])
+
+    def _files(self, folder: str) -> Iterator[tuple[Path, int, float]]:
+        """Yield the path, size and mtime of the files of a folder and of those in it; what goes away meanwhile is left out."""
+        with suppress(OSError), os.scandir(self._folder / folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from self._files(f"{folder}/{entry.name}")
+                    elif entry.is_file(follow_symlinks=False):
+                        found = entry.stat(follow_symlinks=False)
+                        yield Path(entry.path), found.st_size, found.st_mtime
+
+
+class _Room:
+    """How many bytes may still come, and what may go for them, the oldest first."""
+
+    def __init__(self, free_bytes: int, removable: list[tuple[Path, int]]) -> None:
+        self._free = free_bytes
+        self._removable = removable[::-1]
+
+    def take(self, size_bytes: int) -> bool:
+        """Make room, and return whether there is."""
+        if size_bytes > self._free + sum(size for _, size in self._removable):
+            return False
+        while self._free < size_bytes:
+            path, size = self._removable.pop()
+            with suppress(FileNotFoundError):
+                path.unlink()
+            self._free += size
+        self._free -= size_bytes
+        return True
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_if_orphaned(path: Path) -> bool:
+    """Remove an unfinished file whose process is gone; return whether it was."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+    return False
