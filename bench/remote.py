@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -28,6 +29,7 @@ import tensorkeep
 from bench.figures import Figure
 from bench.rounds import fetch_memory
 from bench.work import RESULTS, ROOT, WORK, get_model, remove
+from tensorkeep.store.node_config import VARIABLE
 from tests.engines.ceph import Ceph
 from tests.engines.servers import S3Account
 
@@ -202,6 +204,36 @@ def bench_push(scene: Scene, rounds: int) -> Rounds:
     return found
 
 
+def bench_cached(scene: Scene, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of loads that find all parts in the node's cache, and of loads from a disk, in turns; a first one fills it.
+
+    Both map, and verify every block; the model is opened in the time that counts.
+    """
+    cache, folder = remove("remote-cache"), remove("remote-near")
+    cache.mkdir()
+    config = cache / "node.toml"
+    config.write_text(f'[cache]\nfolder = "{cache}"\n', "utf-8")
+    with tensorkeep.init(folder) as store:
+        store.devices.add("disk", str(folder / "disk"))
+        store.push(scene.folder, MODEL)
+    found: dict[str, list[float]] = {"fill": [], "cached": [], "near": []}
+    os.environ[VARIABLE] = str(config)
+    try:
+        for number in range(rounds + 1):
+            for kind, place in (("cached", scene.store), ("near", folder)):
+                began = time.perf_counter()
+                with tensorkeep.open(place) as store:
+                    arrays = store.model(MODEL).load()
+                seconds = time.perf_counter() - began
+                del arrays
+                found["fill" if kind == "cached" and not number else kind].append(seconds)
+    finally:
+        del os.environ[VARIABLE]
+        remove("remote-cache")
+        remove("remote-near")
+    return found
+
+
 def _child(kind: str, scene: Scene, stack: ExitStack) -> Child:
     child = Child(kind, scene.account)
     stack.callback(child.close)
@@ -231,7 +263,15 @@ def remote_figures(rounds: int, *, model: str = "small", files: int = 2) -> list
     with remote_scene(model, files) as scene:
         loads = bench_load(scene, rounds, LOADERS[:-1])
         pushes = bench_push(scene, rounds + _MORE_PUSHES)
-    return _figures(loads, pushes)
+        cached = bench_cached(scene, rounds)
+    return [*_figures(loads, pushes), _cached_figure(cached)]
+
+
+def _cached_figure(found: dict[str, list[float]]) -> Figure:
+    cached, near = (statistics.median(found[kind]) for kind in ("cached", "near"))
+    return Figure(
+        "load from S3 through the filled node cache: time / load from a disk, both mapped", cached / near, 1.25, ""
+    )
 
 
 def _figures(loads: Rounds, pushes: Rounds) -> list[Figure]:
