@@ -37,13 +37,21 @@ import sys, tensorkeep
 assert tensorkeep.open(sys.argv[1]).model(sys.argv[2])[sys.argv[3]].load().size
 """
 
-
 _LOAD_ALL = """
 import sys, time, tensorkeep
 model = tensorkeep.open(sys.argv[1]).model(sys.argv[2])
 start = time.perf_counter()
 model.load()
 print(time.perf_counter() - start)
+"""
+
+_LOAD_CPU = """
+import sys, time, tensorkeep
+model = tensorkeep.open(sys.argv[1]).model(sys.argv[2])
+model.load(framework=sys.argv[3])  # imports
+start = time.process_time()
+model.load(framework=sys.argv[3])
+print(time.process_time() - start)
 """
 
 
@@ -72,6 +80,10 @@ def _moe(rounds: int) -> list[Figure]:
         ),
         Figure("moe: push again, unchanged but for its times", _push_again(source, folder), 10.0, "s"),
         Figure("moe: load all", _printed(_LOAD_ALL, rounds, folder, MODEL), 5.0, "s"),
+        Figure(
+            "moe: CPU of loading all, hashing included", _printed(_LOAD_CPU, rounds, folder, MODEL, "numpy"), 1.0, "s"
+        ),
+        Figure("moe: the same, torch", _printed(_LOAD_CPU, rounds, folder, MODEL, "torch"), 1.5, "s"),
     ]
     remove("accept-moe")
     remove("accept-empty")

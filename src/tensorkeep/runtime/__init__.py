@@ -6,6 +6,7 @@ that kills the process at a named step; a simulator can hand in workers that run
 """
 
 from tensorkeep.runtime.clock import Clock, ManualClock, SystemClock
+from tensorkeep.runtime.collection import collection_paused
 from tensorkeep.runtime.failpoints import FAILPOINTS, Failpoints, NoFailpoints
 from tensorkeep.runtime.randomness import Randomness, SeededRandomness, SystemRandomness
 from tensorkeep.runtime.runtime import Runtime, system_runtime
@@ -37,5 +38,6 @@ __all__ = [
     "ThreadWorkers",
     "WorkerPool",
     "Workers",
+    "collection_paused",
     "system_runtime",
 ]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.shards import Shard, TensorPart, cut_tensors
 from tensorkeep.records.manifest import File, Tensor
+from tensorkeep.runtime import collection_paused
 from tensorkeep.store.frameworks import get_framework
 from tensorkeep.store.progress import ByteProgress, progress_callback
 from tensorkeep.store.reading import VersionReader
@@ -71,11 +72,12 @@ def load_tensors(
     cut = [(each.file, each.part.tensor) for each in wanted.values() if each.part.box is not None]
     laid = reader.map_tensors([(wanted[name].file, wanted[name].part.tensor) for name in runs], cut) if maps else None
     views = {runs[number]: view for number, view in laid[0].views.items()} if laid else {}
-    destinations = {
-        name: made.make_empty(each.part.tensor.dtype, each.part.shape, device, views.get(name))
-        for name, each in wanted.items()
-    }
-    boxes = [each.box_into(destinations[name].view) for name, each in wanted.items() if name not in views]
+    with collection_paused():
+        destinations = {
+            name: made.make_empty(each.part.tensor.dtype, each.part.shape, device, views.get(name))
+            for name, each in wanted.items()
+        }
+        boxes = [each.box_into(destinations[name].view) for name, each in wanted.items() if name not in views]
     needed = sum(destination.view.nbytes for destination in destinations.values())
     reader.progress = ByteProgress(progress_callback(progress), "load", needed)
     reader.read_boxes(boxes, laid)

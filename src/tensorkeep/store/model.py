@@ -18,7 +18,7 @@ from tensorkeep.records.checks import Checks
 from tensorkeep.records.dtype import find_dtype, packed_shape
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
-from tensorkeep.runtime import Cancellation
+from tensorkeep.runtime import Cancellation, collection_paused
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.filling import fill_arrays
 from tensorkeep.store.frameworks import Framework, get_framework
@@ -361,7 +361,8 @@ class Model:
         )
 
     def _choose(self, include: str | Sequence[str] | None, shard: Shard | None) -> dict[str, Wanted]:
-        wanted = choose_parts(self._select(include), shard)
+        with collection_paused():
+            wanted = choose_parts(self._select(include), shard)
         if shard is not None and not wanted:
             raise NotFound(f"no tensor of {self.name} belongs to {shard}: `tensorkeep show --layers` lists its layers")
         return wanted

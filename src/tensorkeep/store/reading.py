@@ -15,7 +15,7 @@ from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
-from tensorkeep.runtime import Cancellation
+from tensorkeep.runtime import Cancellation, collection_paused
 from tensorkeep.store.cached_parts import count_bytes, fetch_missing, with_cached
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
@@ -95,10 +95,12 @@ class VersionReader:
 
         ``others`` are tensors that boxes of the same `read_boxes` are of.
         """
-        pieces = pieces_of(tensors)
-        touched = {piece.part for found in (*pieces, *pieces_of(others)) for piece in found}
+        with collection_paused():
+            pieces = pieces_of(tensors)
+            touched = {piece.part for found in (*pieces, *pieces_of(others)) for piece in found}
         table = self._table(touched, fill=self.fills_cache)
-        return map_tensors(tensors, pieces, table), table
+        with collection_paused():
+            return map_tensors(tensors, pieces, table), table
 
     def read_boxes(
         self,

@@ -21,7 +21,7 @@ from tensorkeep.planning.read_plan import (
     plan_reads,
 )
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
-from tensorkeep.runtime import Cancellation, Clock, Runtime
+from tensorkeep.runtime import Cancellation, Clock, Runtime, collection_paused
 from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
 from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
@@ -78,7 +78,8 @@ def read_boxes(
         parts, runtime, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit_bytes, progress=progress
     )
     load.cancellation = stop
-    landings = [land_box(box) for box in boxes]
+    with collection_paused():
+        landings = [land_box(box) for box in boxes]
     carriers = load.carriers = prepare_carriers(boxes)
     load.bytes_needed = sum(box.destination.nbytes for box in boxes) + (mapped.size_bytes if mapped else 0)
 
@@ -98,10 +99,12 @@ def read_boxes(
     def direct(piece: Piece) -> memoryview | None:
         return landings[piece.item].direct(piece.offset, piece.length) if piece.item < len(landings) else None
 
-    pieces = list(_box_pieces(boxes, landings))
-    landed = _Finishing(landings, pieces, whole)
-    checks = load.plan(mapped.pieces(len(landings))) if mapped and verify != "off" else []
-    bad = load.run(load.plan(pieces), direct, deliver, landed, checks, mapped.sources if mapped else {})
+    with collection_paused():
+        pieces = list(_box_pieces(boxes, landings))
+        landed = _Finishing(landings, pieces, whole)
+        checks = load.plan(mapped.pieces(len(landings))) if mapped and verify != "off" else []
+        reads = load.plan(pieces)
+    bad = load.run(reads, direct, deliver, landed, checks, mapped.sources if mapped else {})
     if mapped and verify == "off" and progress:
         progress(mapped.size_bytes)
     if not mapped:
