@@ -7,6 +7,7 @@ import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 import tensorkeep
 from tensorkeep import Integrity
 from tensorkeep.records.layout import BLOCK_BYTES
+from tensorkeep.store import reading
 from tensorkeep.transfer import mapped_tensors
 from tensorkeep.transfer.mapping import MappedRange
 from tensorkeep.transfer.report import Verify
@@ -157,6 +159,55 @@ def test_a_damaged_copy_is_replaced_in_the_same_load_or_the_load_fails(
         assert isinstance(raised.value, tensorkeep.NotEnoughCopies if damage is Path.unlink else Integrity)
         return
     assert_equal(model.load(verify=verify), arrays)
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "away"])
+def test_a_copy_that_can_not_be_laid_is_told_though_another_serves_the_load(tmp_path: Path, harm: str) -> None:
+    world = World(tmp_path / "world", devices=2, replicas=2)
+    arrays = push(world)
+    if harm == "away":
+        store = world.open()
+        store.model(MODEL).load()  # the disk is known to be there
+        world.place("d0").rename(tmp_path / "aside")
+    else:
+        store = world.open()
+        for path in (world.place("d0") / "parts").rglob("*.*"):
+            path.chmod(0o644)
+            path.unlink() if harm == "gone" else os.truncate(path, path.stat().st_size // 2)
+    model = store.model(MODEL)
+    assert_equal(model.load(), arrays)
+    assert model.report is not None
+    kinds = {(damage.device_name, damage.kind) for damage in model.report.damaged}
+    assert kinds == {("d0", {"gone": "missing", "cut": "corrupt", "away": "unreachable"}[harm])}
+    if harm != "away":
+        assert store.devices.list()[0].bad_objects > 0, "whoever repairs knows"
+
+
+def test_each_copy_that_is_chosen_to_be_laid_and_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "world", devices=2, replicas=2)
+    arrays = push(world)
+    chosen: dict[str, str] = {}
+
+    def look(*args: Any) -> mapped_tensors.MappedTensors:
+        found = mapped_tensors.map_tensors(*args)
+        chosen.update((source.name, args[2].names[source.device]) for source in found.sources.values())
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "map_tensors", look)
+        world.open().model(MODEL).load()
+    assert set(chosen.values()) == {"d0", "d1"}
+    for name, device in chosen.items():
+        path = world.place(device) / name
+        path.rename(tmp_path / "aside")
+        model = world.open().model(MODEL)
+        assert_equal(model.load(), arrays)
+        assert model.report is not None
+        assert [(damage.device_name, damage.kind) for damage in model.report.damaged] == [(device, "missing")], name
+        (tmp_path / "aside").rename(path)
+        world.open().verify()  # which finds that it is back
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.soak)])

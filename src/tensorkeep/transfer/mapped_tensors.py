@@ -31,6 +31,7 @@ class MappedTensors:
     Attributes:
         views: number → all bytes of the tensor, writable; nothing of it was verified by who made this.
         sources: part → the copy that was laid.
+        failed: part → a copy that could not be laid: to be read first, so that it is found out, and told, what is wrong with it.
         unmapped: number → why a tensor is to be read instead.
     """
 
@@ -41,12 +42,14 @@ class MappedTensors:
         places: Mapping[int, int],
         lays: Sequence[Lay],
         sources: Mapping[int, PartSource],
+        failed: Mapping[int, PartSource],
         unmapped: Mapping[int, Unmapped],
     ) -> None:
         self._area = area
         self._wanted = wanted
         self._lays = lays
         self.sources = sources
+        self.failed = failed
         self.unmapped = unmapped
         self.views = {number: area.view(at, _length(wanted[number])) for number, at in places.items()}
 
@@ -100,7 +103,7 @@ def map_tensors(
     """Lay whole tensors over the files of their parts, where that can be done, and touch none of their bytes.
 
     ``pieces`` are theirs, by `pieces_of`. Of several copies on devices whose files can be mapped each part gets one so that devices finish together; copies found bad
-    before are left alone. A part whose file is not there, or has another size, is left to be read, which finds out why.
+    before are left alone. A part whose file is not there, or has another size, is left to be read, that copy first.
     """
     devices = {id_: found for id_, device in parts.devices.items() if (found := mappable(device)) is not None}
     wanted = _wanted(tensors, pieces)
@@ -125,7 +128,7 @@ def map_tensors(
         area = MappedRange(plan.size_bytes)
     except OSError:  # as where all memory that may be asked for has been promised to others
         refused: dict[int, Unmapped] = dict.fromkeys(plan.places, "refused")
-        return MappedTensors(MappedRange(0), wanted, {}, (), {}, {**plan.unmapped, **refused})
+        return MappedTensors(MappedRange(0), wanted, {}, (), {}, {}, {**plan.unmapped, **refused})
     broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices)
     lost = {number for number in plan.places if not broken.isdisjoint(piece.part for piece in wanted[number].pieces)}
     places = {number: at for number, at in plan.places.items() if number not in lost}
@@ -136,6 +139,7 @@ def map_tensors(
         places,
         plan.lays,
         {part: chosen[part] for part in laid},
+        {part: chosen[part] for part in broken},
         {**plan.unmapped, **dict.fromkeys(sorted(lost), "elsewhere")},
     )
 

@@ -104,7 +104,10 @@ def read_boxes(
         landed = _Finishing(landings, pieces, whole)
         checks = load.plan(mapped.pieces(len(landings))) if mapped and verify != "off" else []
         reads = load.plan(pieces)
-    bad = load.run(reads, direct, deliver, landed, checks, mapped.sources if mapped else {})
+    if mapped:
+        bad = load.run(reads, direct, deliver, landed, checks, mapped.sources, mapped.failed)
+    else:
+        bad = load.run(reads, direct, deliver, landed)
     if mapped and verify == "off" and progress:
         progress(mapped.size_bytes)
     if not mapped:
@@ -342,8 +345,12 @@ class _Load:
         landed: Landed = nothing_finished,
         checks: Sequence[PartRead] = (),
         fixed: Mapping[int, PartSource] = MappingProxyType({}),
+        first: Mapping[int, PartSource] = MappingProxyType({}),
     ) -> set[int]:
-        """Run reads, and reads that only check the ``fixed`` copy of their part; return the parts whose fixed copy failed."""
+        """Run reads, and reads that only check the ``fixed`` copy of their part; return the parts whose fixed copy failed.
+
+        ``first`` are copies that are to be tried before the one that would be chosen.
+        """
         reading = Reading(
             judge=Judge(self._parts),
             scratch=self._scratch(reads),
@@ -367,7 +374,7 @@ class _Load:
             cancellation=self.cancellation,
         )
         try:
-            self._scheduler.run(self._jobs(reads, checks, fixed), self._stop_sign.stop)
+            self._scheduler.run(self._jobs(reads, checks, fixed, first), self._stop_sign.stop)
         finally:
             if self._scheduler.damaged and self._parts.note_damage:
                 self._parts.note_damage(tuple(self._scheduler.damaged.values()))
@@ -419,14 +426,19 @@ class _Load:
             yield Damage(source.location, part, device, name, reason, "unreachable", confirmed=False)
 
     def _jobs(
-        self, reads: Sequence[PartRead], checks: Sequence[PartRead], fixed: Mapping[int, PartSource]
+        self,
+        reads: Sequence[PartRead],
+        checks: Sequence[PartRead],
+        fixed: Mapping[int, PartSource],
+        first: Mapping[int, PartSource],
     ) -> Iterable[ReadJob]:
         usable, trusted = self._choose((*reads, *checks), fixed)
         for read in reads:
             sources = usable[read.part]
-            if (chosen := self._choice.copies.get(read.part)) is not None:
-                first = trusted[read.part][chosen]
-                sources = [first, *(each for each in sources if each is not first)]
+            chosen = self._choice.copies.get(read.part)
+            best = first.get(read.part) or (None if chosen is None else trusted[read.part][chosen])
+            if best is not None:
+                sources = [best, *(each for each in sources if each is not best)]
             absent = [
                 Failure(each, "unreachable", "is not reachable")
                 for each in self._parts.sources.get(read.part, ())
