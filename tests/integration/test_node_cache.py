@@ -3,13 +3,17 @@
 A device whose rate is limited is never mapped, so that it stands for one across a network here.
 """
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +21,10 @@ import pytest
 
 import tensorkeep
 from tensorkeep import InvalidInput, Shard, Store
+from tensorkeep.devices import LocalDevice
+from tensorkeep.runtime import Runtime
 from tensorkeep.store.cached_parts import NODE_CACHE
+from tensorkeep.store.node_cache import CachedPart, Claim, NodeCache
 from tensorkeep.store.node_config import VARIABLE, NodeConfig, read_node_config
 from tensorkeep.transfer.report import LoadReport
 
@@ -361,6 +368,132 @@ def test_a_deadline_counts_the_wait_for_other_processes(machine: Machine) -> Non
         process.communicate()
 
 
+def test_a_cache_whose_disk_hangs_is_left_for_the_devices_and_asked_last_from_then_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.load()
+    go_on = threading.Event()
+    reading = LocalDevice.read_into
+
+    def hang(device: LocalDevice, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        if device.url == machine.cache.as_uri():
+            go_on.wait(60)
+        reading(device, name, offset, buffers)
+
+    monkeypatch.setattr(LocalDevice, "read_into", hang)
+    try:
+        for _ in range(2):
+            began = time.monotonic()
+            machine.load(mode="read")
+            assert time.monotonic() - began < 15, "one read after the other was waited for"
+    finally:
+        go_on.set()
+
+
+def test_a_child_that_was_forked_meanwhile_holds_no_lock(machine: Machine) -> None:
+    cache = NodeCache(machine.cache, None, Runtime())
+    wanted = [CachedPart(bytes([number]) * 32, 1000) for number in range(3)]
+    children: list[subprocess.Popen[bytes]] = []
+
+    def wait_for_lock() -> bool:
+        return False
+
+    real = NodeCache._claim
+
+    def fork_then_claim(self: NodeCache, *args: Any) -> Any:
+        if not children:
+            children.append(subprocess.Popen(["sleep", "30"], pass_fds=open_descriptors()))
+        return real(self, *args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(NodeCache, "_claim", fork_then_claim)
+        (first,) = cache.claim(wanted[:1], (), wait_for_lock)
+    try:
+        (second,) = cache.claim(wanted[1:2], (), wait_for_lock)
+        assert isinstance(second, Claim), "the child has the folder's lock"
+        second.drop()
+        assert isinstance(first, Claim)
+        first.drop()
+        (again,) = cache.claim(wanted[:1], (), wait_for_lock)
+        assert isinstance(again, Claim)
+        again.drop()
+    finally:
+        children[0].kill()
+        children[0].wait()
+
+
+def open_descriptors() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").exists()]
+
+
+def test_a_claim_that_fails_in_the_middle_keeps_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = NodeCache(machine.cache, None, Runtime())
+    wanted = [CachedPart(bytes([number]) * 32, 1000) for number in range(5)]
+    reserve = Claim.reserve
+    calls = []
+
+    def fail(self: Claim, size_bytes: int) -> bool:
+        calls.append(self)
+        if len(calls) == 4:
+            raise OSError(errno.EIO, "no")
+        return reserve(self, size_bytes)
+
+    before = open_descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(Claim, "reserve", fail)
+        with pytest.raises(OSError, match="no"):
+            cache.claim(wanted, (), lambda: False)
+    assert open_descriptors() == before
+    answers = cache.claim(wanted, (), lambda: False)
+    assert all(isinstance(answer, Claim) for answer in answers)
+    assert [cache.is_settled(each) for each in wanted] == [False] * 5
+    for answer in answers:
+        assert isinstance(answer, Claim)
+        answer.drop()
+    assert all(cache.is_settled(each) for each in wanted)
+
+
+def test_a_disk_without_room_refuses_and_the_part_is_read_from_its_device_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    report = machine.load()
+    assert bytes_read(report) == {"far": SIZE}
+    assert not list(machine.cache.glob("*/*/*"))
+    with machine.open() as store:
+        assert store.model(MODEL).prefetch().left_out_bytes == SIZE
+
+
+@pytest.mark.parametrize("machine", [6 * MIB], indirect=True)
+def test_filling_leaves_half_of_the_deadline_to_the_load(machine: Machine) -> None:
+    with machine.open() as store:
+        model = store.model(MODEL)
+        arrays = model.load(shard=Shard(tensor_parallel=(0, 8), rules={"*": 0}, preset=False), deadline_s=3.0)
+    assert len(arrays) == 12
+
+
+def test_a_part_whose_copy_on_a_local_disk_is_bad_is_cached(machine: Machine) -> None:
+    with machine.open() as store:
+        store.devices.add("near", str(machine.folder / "near"), bandwidth=10**9)
+        store.push(weights(), "acme/near", replicas=2, part_size=MIB)
+        for path in (machine.folder / "near" / "parts").glob("*/*"):
+            path.chmod(0o644)
+            path.write_bytes(bytes(path.stat().st_size))
+        assert not store.verify().ok
+        model = store.model("acme/near")
+        assert model.prefetch().cached_bytes >= SIZE
+        assert_right(model.load())
+        assert model.report is not None
+        assert set(bytes_read(model.report)) == {"node cache"}
+
+
+def test_a_user_without_a_home_has_no_configuration() -> None:
+    assert read_node_config({"HOME": "/dev/null"}) == read_node_config({})
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -382,7 +515,7 @@ def test_a_wrong_configuration_is_told_with_its_file(tmp_path: Path, text: str, 
 
 def test_the_configuration_is_found_where_users_and_machines_keep_theirs(tmp_path: Path) -> None:
     assert read_node_config({"HOME": str(tmp_path), VARIABLE: ""}) == NodeConfig()
-    with pytest.raises(InvalidInput, match="not there"):
+    with pytest.raises(InvalidInput, match="No such file"):
         read_node_config({VARIABLE: str(tmp_path / "none.toml")})
     for folder, environment in [
         (tmp_path / ".config", {"HOME": str(tmp_path)}),

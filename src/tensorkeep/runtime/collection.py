@@ -5,6 +5,7 @@ a load of 60,000 tensors that was half of the CPU time, and none of what was mad
 """
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,17 @@ def collection_paused() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _pauses -= 1
+            _pauses = max(_pauses - 1, 0)  # none where the block was entered before a fork
             if not _pauses and _was_enabled:
                 gc.enable()
+
+
+def _after_fork() -> None:
+    """Let the child go on as if no thread had held collection: those threads are not in it."""
+    global _lock, _pauses
+    if _pauses and _was_enabled:
+        gc.enable()
+    _lock, _pauses = threading.Lock(), 0
+
+
+os.register_at_fork(after_in_child=_after_fork)

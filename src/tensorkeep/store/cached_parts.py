@@ -8,21 +8,22 @@ the cache, the load goes on without it.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from tensorkeep.devices.forwarding import mappable
 from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import Clock
-from tensorkeep.store.node_cache import Claim, Fetched, NodeCache
+from tensorkeep.store.node_cache import CachedPart, Claim, NodeCache
 from tensorkeep.transfer.report import Damage
-from tensorkeep.transfer.sources import RESERVE, PartSource, PartTable
+from tensorkeep.transfer.sources import RESERVE, SUSPECT, PartSource, PartTable
 
 NODE_CACHE = "node-cache"
 """What stands for the cache where devices are named; no device of a store has such an id."""
 
-_LOT_BYTES = 512 * MIB
+_LOT_BYTES, _LOT_PARTS = 512 * MIB, 64
 _RANGE_BYTES = 8 * MIB
 _LOOK_EVERY_S = 0.05
 _PATIENCE_S = 60.0
@@ -49,7 +50,9 @@ def with_cached(table: PartTable, cache: NodeCache) -> PartTable:
 
     def note(damaged: Sequence[Damage]) -> None:
         for each in damaged:
-            if each.device == NODE_CACHE and each.kind == "corrupt" and each.confirmed:
+            if (
+                each.device == NODE_CACHE
+            ):  # what could not be read may lie on a bad sector: fetched again, it lies elsewhere
                 cache.remove(table.checks.digest(each.part))
         others = [each for each in damaged if each.device != NODE_CACHE]
         if others and table.note_damage is not None:
@@ -83,26 +86,49 @@ def fetch_missing(
     by_digest = {table.checks.digest(part): part for part in table.sources if _is_remote(table, part)}
     wanted = [_wanted(table, part) for part in by_digest.values()]
     waiting = deque(each for each in wanted if not cache.holds(each))
-    waiting.rotate(-(os.getpid() % (len(waiting) or 1)))  # processes that start together begin at different parts
+    # Processes that start together begin at different parts; the numbers of processes differ by little, these by much.
+    waiting.rotate(-(os.getpid() * 0x9E3779B1 % 2**32 % (len(waiting) or 1)))
     keep = frozenset(by_digest)
-    quiet_since_s = clock.monotonic_s()
+    busy = 0
     while waiting and may_go_on():
+        if busy >= len(waiting) and not _wait_for_any(waiting, cache, clock, may_go_on):
+            return
+        busy = 0 if busy >= len(waiting) else busy
         lot = _next_lot(waiting)
-        answers = list(zip(lot, cache.claim(lot, keep), strict=True))
+        answers = list(zip(lot, cache.claim(lot, keep, _patience(clock, may_go_on)), strict=True))
         waiting.extend(each for each, answer in answers if answer == "busy")
         claims = {by_digest[each.digest]: answer for each, answer in answers if isinstance(answer, Claim)}
         if claims:
             _fetch(claims, table.sizes, read)
-        if any(answer != "busy" for _, answer in answers):
-            quiet_since_s = clock.monotonic_s()
-        elif clock.monotonic_s() - quiet_since_s > _PATIENCE_S:
-            return
-        else:
-            clock.sleep(_LOOK_EVERY_S)
+        busy = busy + len(lot) if all(answer == "busy" for _, answer in answers) else 0
 
 
-def count_bytes(table: PartTable, cache: NodeCache) -> tuple[int, int, int]:
-    """Return how many bytes of the table's parts the cache has, lie on file systems of this machine, and do neither."""
+def _patience(clock: Clock, may_go_on: Callable[[], bool]) -> Callable[[], bool]:
+    """Return who says whether to wait on: for so long, and as long as the load may go on."""
+    until_s = clock.monotonic_s() + _PATIENCE_S
+    return lambda: may_go_on() and clock.monotonic_s() < until_s
+
+
+def _wait_for_any(waiting: Iterable[CachedPart], cache: NodeCache, clock: Clock, may_go_on: Callable[[], bool]) -> bool:
+    """Return once another process has finished one of the parts, or given it up; False where that takes too long."""
+    may_wait = _patience(clock, may_go_on)
+    while not any(cache.is_settled(each) for each in waiting):
+        if not may_wait():
+            return False
+        clock.sleep(_LOOK_EVERY_S)
+    return True
+
+
+class PartBytes(NamedTuple):
+    """Bytes of parts that the cache has, that lie on file systems of this machine, and that do neither."""
+
+    cached: int
+    local: int
+    left_out: int
+
+
+def count_bytes(table: PartTable, cache: NodeCache) -> PartBytes:
+    """Return where the parts of a table are."""
     cached = local = left_out = 0
     for part in table.sources:
         if not _is_remote(table, part):
@@ -111,7 +137,7 @@ def count_bytes(table: PartTable, cache: NodeCache) -> tuple[int, int, int]:
             cached += table.sizes[part]
         else:
             left_out += table.sizes[part]
-    return cached, local, left_out
+    return PartBytes(cached, local, left_out)
 
 
 def _fetch(claims: dict[int, Claim], sizes: Sequence[int], read: ReadRanges) -> None:
@@ -138,22 +164,22 @@ def _fetch(claims: dict[int, Claim], sizes: Sequence[int], read: ReadRanges) -> 
             claim.drop()
 
 
-def _next_lot(waiting: "deque[Fetched]") -> list[Fetched]:
+def _next_lot(waiting: "deque[CachedPart]") -> list[CachedPart]:
     lot = [waiting.popleft()]
     size = lot[0].size_bytes
-    while waiting and size + waiting[0].size_bytes <= _LOT_BYTES:
+    while waiting and len(lot) < _LOT_PARTS and size + waiting[0].size_bytes <= _LOT_BYTES:
         lot.append(waiting.popleft())
         size += lot[-1].size_bytes
     return lot
 
 
-def _wanted(table: PartTable, part: int) -> Fetched:
-    return Fetched(table.checks.digest(part), table.sizes[part])
+def _wanted(table: PartTable, part: int) -> CachedPart:
+    return CachedPart(table.checks.digest(part), table.sizes[part])
 
 
 def _is_remote(table: PartTable, part: int) -> bool:
     """Whether a part has bytes, and no copy of it lies on a file system of this machine."""
     if not table.sizes[part]:
         return False
-    devices = (table.devices.get(source.device) for source in table.sources[part])
+    devices = (table.devices.get(source.device) for source in table.sources[part] if source.rank < SUSPECT)
     return not any(device is not None and mappable(device) for device in devices)

@@ -208,17 +208,17 @@ class Model:
         *,
         include: str | Sequence[str] | None = None,
         shard: Shard | None = None,
-        deadline_s: float | None = None,
+        progress: bool | ProgressCallback | None = None,
     ) -> PrefetchReport:
         """Bring the parts that a load would read across a network into this machine's cache (`store.node_config`), verified.
 
         Parts come whole. What is in the cache already is not read again. Later loads of any process read, or map, what is there. Returns what was done; bytes
-        that found no room are ``left_out_bytes``.
+        that found no room, or that another process was too slow to fetch, are ``left_out_bytes``.
 
         Args:
             include: as in `load`.
             shard: as in `load`.
-            deadline_s: seconds after which no more is fetched.
+            progress: True for a line on standard error, or a callable.
 
         Raises:
             InvalidInput: the machine has no cache, or a tensor can't be cut as the shard asks.
@@ -234,8 +234,10 @@ class Model:
                 'as folder = "/nvme/tensorkeep-cache"'
             )
         wanted = self._choose(include, shard)
-        reader = self._reader(None, deadline_s)
-        report = reader.prefetch([(each.file, each.part.tensor) for each in wanted.values()], cache)
+        reader = self._reader(None, None)
+        report = reader.prefetch(
+            [(each.file, each.part.tensor) for each in wanted.values()], cache, progress_callback(progress)
+        )
         self.report = report.load
         return report
 

@@ -1,16 +1,18 @@
 """A folder of this machine that keeps parts of remote models, by their digest, for all processes and all stores.
 
 A part is one file, ``parts/ab/<digest>``, read-only, which appears whole. Until then it is ``tmp/<digest>``, locked (``flock``) by the
-process that fetches it: others wait for it, and where that process dies the lock is free at once and the file anyone's. Room is
+process that fetches it: others wait for it, and where that process and the children that it forked meanwhile die, the lock is free at
+once and the file anyone's. Room is
 made by removing what was used longest ago, under one lock of the folder; whoever has such a file mapped keeps its pages.
 
 Nothing here is fsynced, and nothing believed: what is read from the folder is verified like a copy on any device, and removed
 where it is bad.
 """
 
+import errno
 import fcntl
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,11 +23,13 @@ from tensorkeep.runtime import Runtime
 _TOUCH_EVERY_S = 60.0
 """A use is noted in the file's mtime at most so often."""
 
+_LOCK_STEP_S = 0.01
+
 _PARTS, _UNFINISHED, _LOCK = "parts", "tmp", "lock"
 
 
-class Fetched(NamedTuple):
-    """A part by its digest, and its bytes."""
+class CachedPart(NamedTuple):
+    """A part that the cache has or may get: its digest and its length."""
 
     digest: bytes
     size_bytes: int
@@ -45,19 +49,31 @@ class Claim:
             written = os.pwrite(self._descriptor, data, offset)
             data, offset = data[written:], offset + written
 
+    def reserve(self, size_bytes: int) -> bool:
+        """Empty the file and take its bytes from the disk; return whether there was room."""
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.posix_fallocate(self._descriptor, 0, size_bytes)
+            self._final.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                return False
+            raise
+        return True
+
     def finish(self) -> None:
         """Give the part, which is whole, its name."""
         try:
             os.fchmod(self._descriptor, 0o444)
             self._unfinished.rename(self._final)
         finally:
-            os.close(self._descriptor)
+            _unlock(self._descriptor)
 
     def drop(self) -> None:
         """Remove what was written."""
         with suppress(OSError):
             self._unfinished.unlink()
-        os.close(self._descriptor)
+        _unlock(self._descriptor)
 
 
 Answer = Claim | Literal["there", "busy", "refused"]
@@ -85,7 +101,7 @@ class NodeCache:
         text = digest.hex()
         return f"{_PARTS}/{text[:2]}/{text}"
 
-    def holds(self, wanted: Fetched) -> bool:
+    def holds(self, wanted: CachedPart) -> bool:
         """Whether a part is there in its full length; notes that it is used."""
         path = self._folder / self.name_of(wanted.digest)
         try:
@@ -103,57 +119,82 @@ class NodeCache:
         with suppress(OSError):
             (self._folder / self.name_of(digest)).unlink()
 
-    def claim(self, wanted: Sequence[Fetched], keep: Collection[bytes]) -> list[Answer]:
+    def claim(
+        self, wanted: Sequence[CachedPart], keep: Collection[bytes], may_wait: Callable[[], bool]
+    ) -> list[Answer]:
         """Return for each part what became of the wish to fetch it. Room is made without removing any part of ``keep``.
+
+        The folder's lock is waited for as long as ``may_wait`` says so; without it all parts are refused.
 
         Raises:
             OSError: the folder can't be used.
         """
-        self._make_folders()
-        with self._locked():
-            room = self._room(keep)
-            return [self._claim(each, room) for each in wanted]
-
-    def used_bytes(self) -> int:
-        """Return the bytes of all parts, whole or on their way."""
-        return sum(size for folder in (_PARTS, _UNFINISHED) for _, size, _ in self._files(folder))
-
-    def _make_folders(self) -> None:
         (self._folder / _UNFINISHED).mkdir(parents=True, exist_ok=True)
         (self._folder / _PARTS).mkdir(exist_ok=True)
+        answers: list[Answer] = []
+        with self._locked(may_wait) as locked:
+            if not locked:
+                return ["refused"] * len(wanted)
+            room = _LazyRoom(lambda: self._room(keep))
+            try:
+                answers.extend(
+                    self._claim(each, room) for each in wanted
+                )  # where one raises, those before it are there
+            except BaseException:
+                for answer in answers:
+                    if isinstance(answer, Claim):
+                        answer.drop()
+                raise
+        return answers
+
+    def is_settled(self, wanted: CachedPart) -> bool:
+        """Whether nobody fetches a part at this moment: it is there, or anyone's."""
+        if self.holds(wanted):
+            return True
+        try:
+            descriptor = os.open(self._folder / _UNFINISHED / wanted.digest.hex(), os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return True
+        try:
+            return _try_lock(descriptor)
+        finally:
+            _unlock(descriptor)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, may_wait: Callable[[], bool]) -> Iterator[bool]:
         descriptor = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            while not (locked := _try_lock(descriptor)) and may_wait():
+                self._clock.sleep(_LOCK_STEP_S)
+            yield locked
         finally:
-            os.close(descriptor)
+            _unlock(descriptor)
 
-    def _claim(self, wanted: Fetched, room: "_Room") -> Answer:
-        final = self._folder / self.name_of(wanted.digest)
+    def _claim(self, wanted: CachedPart, room: "_LazyRoom") -> Answer:
         if self.holds(wanted):
             return "there"
         unfinished = self._folder / _UNFINISHED / wanted.digest.hex()
-        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except PermissionError:  # another user is at it, or was
+            return "refused"
+        try:
+            mine = _try_lock(descriptor) and _is_same(descriptor, unfinished)
+        except BaseException:
             os.close(descriptor)
-            return "busy"
-        claim = Claim(descriptor, unfinished, final)
-        if not _is_same(descriptor, unfinished):  # it got its name between the two calls
-            os.close(descriptor)
+            raise
+        if not mine:  # another has it; or it got its name, or was removed, between the two calls
+            _unlock(descriptor)
             return "there" if self.holds(wanted) else "busy"
+        claim = Claim(descriptor, unfinished, self._folder / self.name_of(wanted.digest))
         try:
-            if not room.take(wanted.size_bytes):
+            if self.holds(wanted):  # it got its name before this file was made
+                claim.drop()
+                return "there"
+            if not (room.take(wanted.size_bytes) and claim.reserve(wanted.size_bytes)):
                 claim.drop()
                 return "refused"
-            final.parent.mkdir(exist_ok=True)
-            os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, wanted.size_bytes)
-        except OSError:
+        except BaseException:
             claim.drop()
             raise
         return claim
@@ -163,12 +204,11 @@ class NodeCache:
         used = sum(size for _, size, _ in parts)
         for path, size, _ in self._files(_UNFINISHED):
             used += 0 if _remove_if_orphaned(path) else size
-        limit = self._limit
-        if limit is None:
-            found = os.statvfs(self._folder)
-            limit = found.f_blocks * found.f_frsize // 2
+        found = os.statvfs(self._folder)
+        limit = self._limit if self._limit is not None else found.f_blocks * found.f_frsize // 2
         kept = {digest.hex() for digest in keep}
-        return _Room(limit - used, [(path, size) for path, size, _ in parts if path.name not in kept])
+        free = min(limit - used, found.f_bavail * found.f_frsize)
+        return _Room(free, [(path, size) for path, size, _ in parts if path.name not in kept])
 
     def _files(self, folder: str) -> Iterator[tuple[Path, int, float]]:
         """Yield the path, size and mtime of the files of a folder and of those in it; what goes away meanwhile is left out."""
@@ -188,18 +228,50 @@ class _Room:
     def __init__(self, free_bytes: int, removable: list[tuple[Path, int]]) -> None:
         self._free = free_bytes
         self._removable = removable[::-1]
+        self._removable_bytes = sum(size for _, size in removable)
 
     def take(self, size_bytes: int) -> bool:
         """Make room, and return whether there is."""
-        if size_bytes > self._free + sum(size for _, size in self._removable):
+        if size_bytes > self._free + self._removable_bytes:
             return False
-        while self._free < size_bytes:
+        while self._free < size_bytes and self._removable:
             path, size = self._removable.pop()
-            with suppress(FileNotFoundError):
-                path.unlink()
-            self._free += size
+            self._removable_bytes -= size
+            with suppress(OSError):  # another user's stays
+                path.unlink(missing_ok=True)
+                self._free += size
+        if self._free < size_bytes:
+            return False
         self._free -= size_bytes
         return True
+
+
+class _LazyRoom:
+    """Room that is counted at the first wish for some: that looks at every file."""
+
+    def __init__(self, count: Callable[[], _Room]) -> None:
+        self._count = count
+        self._room: _Room | None = None
+
+    def take(self, size_bytes: int) -> bool:
+        self._room = self._room or self._count()
+        return self._room.take(size_bytes)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(descriptor: int) -> None:
+    """Give up a lock and close: a child that was forked meanwhile has the file open too, and would keep the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
 
 
 def _is_same(descriptor: int, path: Path) -> bool:
@@ -214,11 +286,9 @@ def _remove_if_orphaned(path: Path) -> bool:
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-        except BlockingIOError:
-            return False
+            if _try_lock(descriptor):
+                path.unlink()
+                return True
         finally:
-            os.close(descriptor)
-        return True
+            _unlock(descriptor)
     return False

@@ -85,9 +85,9 @@ def _find(environment: Mapping[str, str]) -> _Found | None:
     for path in [Path(named)] if named else _usual_paths(environment):
         try:
             return _Found(path, path.read_text("utf-8"))
-        except FileNotFoundError as error:
-            if named:
-                raise InvalidInput(f"${VARIABLE} names {path}, which is not there", path=str(path)) from error
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            if named:  # else a user without a home of their own is like one without a configuration
+                raise InvalidInput(f"${VARIABLE} names {path}: {error.strerror}", path=str(path)) from error
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"{path} can't be read: {error}", path=str(path)) from error
     return None

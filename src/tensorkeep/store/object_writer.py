@@ -86,6 +86,7 @@ class ObjectWriter:
         self._last_heartbeat_s = runtime.clock.monotonic_s()
         self._uploader = Uploader(self._devices, runtime=runtime)
         self._confirmations = Confirmations(self._check_device, runtime.clock)
+        self._lost: list[Location] = []
         self._pool = runtime.workers.open_pool(max(4, 2 * len(self._devices)), "write")
         self.tally = WriteTally()
 
@@ -130,16 +131,21 @@ class ObjectWriter:
         while pending:
             pending = self._write_round(pending, failures, stop)
 
-    def settle(self) -> None:
+    def settle(self) -> list[Location]:
         """Return when everything that was written is recorded as stored, but for what is on a device that is another one now.
 
-        Those copies are given up, and the device takes nothing more; a commit asks for what it lacks then.
+        Those copies are given up, and the device takes nothing more. Returns them, with those that were given up since this was
+        called last and not written again: a commit asks for what it lacks, all others must.
         """
         failures: dict[str, int] = {}
         while devices := self._confirmations.waiting():
-            _lost, errors = self._confirm(devices)
+            lost, errors = self._confirm(devices)
+            self._note_lost(lost)
             self._patience.wait(self._judge(errors, failures), None)
         self._record()
+        with self._lock:
+            lost, self._lost = self._lost, []
+        return lost
 
     def _record(self) -> None:
         self._queue.record()
@@ -169,6 +175,7 @@ class ObjectWriter:
         errors = {device: result.error for device, result in results.items() if result.error is not None}
         lost, unconfirmed = self._confirm([device for device in results if self._confirmations.is_due(device)])
         failed += [copy for copy in lost if copy.id in objects_of]
+        self._note_lost([copy for copy in lost if copy.id not in objects_of])
         errors |= {device: error for device, error in unconfirmed.items() if not error.facts.get("passing")}
         if errors:
             self._patience.wait(self._judge(errors, failures), stop)
@@ -185,6 +192,7 @@ class ObjectWriter:
         for task in [self._pool.submit(self._confirmations.confirm, device) for device in devices]:
             device, copies, error = task.result()
             if error is None:
+                self._patience.note_success(device)
                 self._queue.note_stored(copies)
                 self._count_stored(copies)
                 continue
@@ -195,6 +203,10 @@ class ObjectWriter:
                 self._give_up(copies)
                 lost += copies
         return lost, errors
+
+    def _note_lost(self, copies: Sequence[Location]) -> None:
+        with self._lock:
+            self._lost += copies
 
     def _give_up(self, locations: Sequence[Location]) -> None:
         """Have the catalog forget copies that don't count."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from tensorkeep.catalog.protocol import CommitRequest, Committed, Location, Needed, ObjectKey
 from tensorkeep.catalog.rules import version_keys
-from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput
+from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotEnoughCopies
 from tensorkeep.planning.placement import PartToPlace, place_parts, place_split
 from tensorkeep.planning.splitting import PlannedPart
 from tensorkeep.records.history import VersionFacts
@@ -76,11 +76,11 @@ class PushWork:
 
     def conclude(self, assembled: AssembledVersion, result: ReadResult) -> tuple[VersionFacts, bool, int]:
         """Return the version, whether it is new, and the journal entry that must reach the devices (0: none)."""
-        self._heal_kept(assembled, result)
         head = self._target.head
         if head is not None and self._base is not None and self._is_head(assembled):
-            self._heal_head(head)
+            self._heal_unchanged(assembled, result, head)
             return head, False, self._tag_head(head)
+        self._heal_kept(assembled, result)
         if self._target.tagged:
             raise AlreadyExists(
                 f"tag {self._options.tag!r} of {self._target.model.name} exists and points at the version before this one: "
@@ -123,6 +123,19 @@ class PushWork:
         read = {fact.digest for fact in result.parts.values()}
         kept = [ObjectKey(ObjectKind.PART, fact.digest) for fact in assembled.parts if fact.digest not in read]
         self._heal(kept, self._target.copies)
+
+    def _heal_unchanged(self, assembled: AssembledVersion, result: ReadResult, head: VersionFacts) -> None:
+        """Give all objects of the head the copies they owe: no commit will ask for what a device lost meanwhile."""
+        written = [ObjectKey(ObjectKind.PART, fact.digest) for fact in result.parts.values()]
+        for _ in range(_COMMIT_ROUNDS):
+            self._heal_kept(assembled, result)
+            self._heal_head(head)
+            if not self._writer.settle():
+                return
+            self._heal(written, self._target.copies)
+        raise NotEnoughCopies(
+            f"copies of {self._target.model.name} were lost again and again while they were written: push again"
+        )
 
     def _heal_head(self, head: VersionFacts) -> None:
         """Give the objects that describe the head the copies they owe."""

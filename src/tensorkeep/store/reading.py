@@ -16,13 +16,13 @@ from tensorkeep.records.checks import Checks
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.runtime import Cancellation, collection_paused
-from tensorkeep.store.cached_parts import count_bytes, fetch_missing, with_cached
+from tensorkeep.store.cached_parts import NODE_CACHE, count_bytes, fetch_missing, with_cached
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.damage import confirm_checks, record_damage
 from tensorkeep.store.learned_rates import learn_rates
 from tensorkeep.store.node_cache import NodeCache
 from tensorkeep.store.progress import ByteProgress
-from tensorkeep.store.reports import PrefetchReport
+from tensorkeep.store.reports import PrefetchReport, ProgressCallback
 from tensorkeep.store.structure import part_table
 from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors, pieces_of
@@ -139,63 +139,77 @@ class VersionReader:
     def read_ranges(self, ranges: Sequence[PartRange], consume: Callable[[PartRange, memoryview], None]) -> None:
         """Hand each range of a part to ``consume``; see `transfer.reader.read_parts`."""
         table = self._table({each.part for each in ranges})
-        self._add(self._read_parts(table, ranges, consume, progress=self._count))
+        self._add(self._read_parts(table, ranges, consume, deadline_s=self._left_s(), progress=self._count))
 
     def _read_parts(
         self,
         table: PartTable,
         ranges: Sequence[PartRange],
         consume: Callable[[PartRange, memoryview], None],
+        *,
+        deadline_s: float | None,
         progress: Callable[[int], None] | None,
+        stop: Cancellation | None = None,
     ) -> LoadReport:
-        report = read_parts(
+        return read_parts(
             ranges,
             consume,
             parts=table,
             verify=self.verify,
-            deadline_s=self._left_s(),
+            deadline_s=deadline_s,
             memory_limit_bytes=self._memory_limit_bytes,
             runtime=self._context.runtime,
             progress=progress,
+            stop=stop,
         )
-        learn_rates(self._context, report, table.devices)
-        return report
 
-    def prefetch(self, tensors: Sequence[tuple[File, Tensor]], cache: NodeCache) -> PrefetchReport:
+    def prefetch(
+        self, tensors: Sequence[tuple[File, Tensor]], cache: NodeCache, progress: ProgressCallback | None
+    ) -> PrefetchReport:
         """Bring the parts of tensors into the cache; see `Model.prefetch`."""
         table = self._device_table({piece.part for found in pieces_of(tensors) for piece in found})
+        self.progress = ByteProgress(progress, "prefetch", count_bytes(table, cache).left_out)
         with translated_os_errors("filling the node's cache", url=cache.device.url):
-            self._fill(table, cache, None)
+            self._fill(table, cache, None, self._count)
         return PrefetchReport(*count_bytes(table, cache), self.report())
 
     def _table(self, parts: Iterable[int], *, fill: bool = False, stop: Cancellation | None = None) -> PartTable:
         table, cache = self._device_table(parts), self._context.node_cache
         if cache is None or self.verify == "off":
             return table
-
         if fill:
             with suppress(OSError, TensorkeepError):  # the load itself finds out what is wrong with a device
-                self._fill(table, cache, stop)
+                self._fill(table, cache, stop, None)
         return with_cached(table, cache)
 
-    def _fill(self, table: PartTable, cache: NodeCache, stop: Cancellation | None) -> None:
-        clock = self._context.runtime.clock
-        began_s = clock.monotonic_s() - self._spent_s
+    def _fill(
+        self,
+        table: PartTable,
+        cache: NodeCache,
+        stop: Cancellation | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        """Fetch what the cache lacks, in at most half of the time that is left: what it does not get is read without it."""
+        clock, before_s, left_s = self._context.runtime.clock, self._spent_s, self._left_s()
+        began_s = clock.monotonic_s()
+
+        def fill_left_s() -> float | None:
+            spent_s = clock.monotonic_s() - began_s
+            return None if left_s is None else max(left_s / 2 - spent_s, 0.0)
 
         def may_go_on() -> bool:
             if stop is not None:
                 stop.check()
-            self._spent_s = clock.monotonic_s() - began_s  # waiting for other processes counts too
-            return self._left_s() != 0
+            return fill_left_s() != 0
 
         def read(ranges: Sequence[PartRange], consume: Callable[[PartRange, memoryview], None]) -> None:
-            report = self._read_parts(table, ranges, consume, progress=None)
+            report = self._read_parts(table, ranges, consume, deadline_s=fill_left_s(), progress=progress, stop=stop)
             self._reports.append(replace(report, bytes_needed=0))  # for later, or to be read again at once
 
         try:
             fetch_missing(table, cache, read, clock=clock, may_go_on=may_go_on)
         finally:
-            self._spent_s = clock.monotonic_s() - began_s
+            self._spent_s = before_s + clock.monotonic_s() - began_s  # waiting for other processes counts too
 
     def _device_table(self, parts: Iterable[int]) -> PartTable:
         context, version, manifest = self._context, self._version, self._manifest
@@ -213,7 +227,9 @@ class VersionReader:
         return None if self._deadline_s is None else max(self._deadline_s - self._spent_s, 0.0)
 
     def _add(self, report: LoadReport) -> None:
-        self._reports.append(report)
+        # That a part has left the cache since it was looked for is no damage.
+        damaged = [each for each in report.damaged if (each.device, each.kind) != (NODE_CACHE, "missing")]
+        self._reports.append(replace(report, damaged=tuple(damaged)))
         self._spent_s += report.seconds
 
     def _count(self, size_bytes: int) -> None:

@@ -367,7 +367,7 @@ class PrefetchReport:
     """What a prefetch did.
 
     In bytes of parts: ``cached`` are in the cache now, ``local`` ones lie on file systems of this machine and need none, ``left_out``
-    found no room. ``load`` says what was read of which device, and what was damaged.
+    found no room, or were waited for in vain. ``load`` says what was read of which device, and what was damaged.
     """
 
     cached_bytes: int

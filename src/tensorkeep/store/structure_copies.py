@@ -23,7 +23,8 @@ def copy_structure(context: StoreContext) -> int:
     short = _find_short(context, len(devices), set(context.fleet.readable()))
     if not short:
         return 0
-    session, copied = new_ulid(context.runtime), 0
+    session = new_ulid(context.runtime)
+    copied: set[ObjectKey] = set()
     context.catalog.begin_push(session, now=context.runtime.clock.now())
     try:
         # Soft devices count here only where no durable one is: `counted_devices` has chosen already.
@@ -34,10 +35,11 @@ def copy_structure(context: StoreContext) -> int:
                     writer.write([NewObject(key, data, len(data), copies, devices, model=model)])
                 except TensorkeepError:
                     continue
-                copied += 1
+                copied.add(key)
+            copied.difference_update(lost.key for lost in writer.settle())
     finally:
         context.catalog.end_push(session)
-    return copied
+    return len(copied)
 
 
 def _find_short(context: StoreContext, devices: int, readable: set[str]) -> dict[ObjectKey, tuple[str, int]]:

@@ -221,6 +221,7 @@ def read_parts(
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     runtime: Runtime,
     progress: Callable[[int], None] | None = None,
+    stop: Cancellation | None = None,
 ) -> LoadReport:
     """Hand the verified bytes of every range to ``consume``, and return what was done.
 
@@ -234,6 +235,7 @@ def read_parts(
     load = _Load(
         parts, runtime, verify=verify, deadline_s=deadline_s, memory_limit_bytes=memory_limit_bytes, progress=progress
     )
+    load.cancellation = stop
     load.bytes_needed = sum(request.length for request in requests)
     for request in requests:
         size = parts.sizes[request.part] if 0 <= request.part < len(parts.sizes) else -1

@@ -23,7 +23,7 @@ from tensorkeep.transfer.lateness import LOOK_EVERY_S, is_late, is_worth
 from tensorkeep.transfer.left_reads import has_left_reads, note_left
 from tensorkeep.transfer.reader_count import HIGHEST, ReaderCount, remember_readers, remembered_readers
 from tensorkeep.transfer.report import Damage
-from tensorkeep.transfer.sources import PartSource, PartTable
+from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 
 LEAVE_AFTER_S = 1.0
 """How long a load that has failed waits for reads that hang."""
@@ -324,12 +324,12 @@ class Scheduler:
     def _take_waiting(self, queue: DeviceQueue, other: DeviceQueue, now: float, pools: ExitStack) -> None:
         while queue.is_idle and other.waiting:
             job, source = other.waiting[-1]
-            mine = next(
-                (each for each in job.sources if each.device == queue.device and each.rank <= source.rank), None
-            )
+            mine = next((each for each in job.sources if each.device == queue.device and each.rank < SUSPECT), None)
             if mine is None or mine.location in self._missing:
                 return
             stalls = is_late(other.quiet_s(now), other.usual_s, queue.usual_s)
+            if mine.rank > source.rank and not (stalls or self._hangs(source)):
+                return
             rate = other.rate(now) or self._parts.rates.get(other.device)
             if not (stalls or is_worth(other.waiting_bytes + other.held_bytes, rate, queue.usual_s)):
                 return
@@ -412,10 +412,7 @@ class Scheduler:
             else:
                 self._fail(self._no_copy_left(job))
             return
-        if first and not self._hangs(usable[0]):
-            source = usable[0]
-        else:
-            source = min(usable, key=lambda each: (each.rank, self._hangs(each), self._time_left(each)))
+        source = usable[0] if first and not self._hangs(usable[0]) else min(usable, key=self._order)
         job.sources = [other for other in usable if other is not source]
         queue = self.queues[source.device]
         queue.waiting_bytes += job.size_bytes
@@ -423,6 +420,10 @@ class Scheduler:
             queue.waiting.appendleft((job, source))
         else:
             queue.waiting.append((job, source))
+
+    def _order(self, source: PartSource) -> tuple[bool, bool, int, float]:
+        """Return the order in which copies are tried: those found bad last, before them those whose device hangs."""
+        return source.rank >= SUSPECT, self._hangs(source), source.rank, self._time_left(source)
 
     def _hangs(self, source: PartSource) -> bool:
         """Return whether a read of the device that was left, in this load or another, has not ended yet."""

@@ -14,8 +14,8 @@ RESERVE, SUSPECT = 1, 2
 class PartSource:
     """A whole copy of a part: ``length`` bytes from ``offset`` of the object ``name`` on the device with id ``device``.
 
-    ``location`` is the catalog's row, handed back in reports. A copy is read only when its part has none of a lower ``rank``
-    left: `RESERVE` where the node's cache has the part, so that nothing need come across the network; `SUSPECT` where it was found
+    ``location`` is the catalog's row, handed back in reports. Of copies of several ``rank``s the lowest is read, the
+    others only when none of it is left, or it is late: `RESERVE` where the node's cache has the part, so that nothing need come across the network; `SUSPECT` where it was found
     bad before, since its damage may have been the cable's, or lie in another block.
     """
 

@@ -344,13 +344,13 @@ def prefetch(
         outside_layers=outside_layers,
         experts=experts,
     )
-    with session.store() as store:
+    with session.store() as store, session.progress() as progress:
         model = store.model(spec)
-        found = model.prefetch(include=include or None, shard=shard)
+        found = model.prefetch(include=include or None, shard=shard, progress=progress)
     _warn_of_damage(session, found.load)
     if found.left_out_bytes:
         session.warn(
-            f"{human_size(found.left_out_bytes)} found no room in the cache: raise limit_bytes, or choose less of the model",
+            f"{human_size(found.left_out_bytes)} did not get into the cache: raise its limit_bytes, make room on its disk, or choose less",
             left_out_bytes=found.left_out_bytes,
         )
     facts = [
@@ -481,7 +481,7 @@ def _warn_of_damage(session: Session, report: "LoadReport") -> None:
             else "Push the model again to restore them"
         )
         if first.location < 0:  # no row of the catalog: the node's cache
-            advice = "They were removed from it"
+            advice = "They are fetched again by a later load"
         session.warn(
             f"device {name}: {first.reason}{more}; other copies were read instead. {advice}",
             device=name,
