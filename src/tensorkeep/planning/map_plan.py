@@ -66,12 +66,13 @@ def plan_mapping(
     for number, tensor in enumerate(tensors):
         if not tensor.pieces:
             continue
-        if not all(is_mappable(piece.part) for piece in tensor.pieces):
+        piece = tensor.pieces[0]
+        if len(tensor.pieces) == 1 and is_mappable(piece.part) and piece.start % tensor.item_bytes == 0:
+            alone.setdefault(piece.part, []).append(number)  # as nearly all are where there are many
+        elif not all(is_mappable(piece.part) for piece in tensor.pieces):
             plan.unmapped[number] = "elsewhere"
         elif not _suits(tensor, page_bytes):
             plan.unmapped[number] = "misaligned"
-        elif len(tensor.pieces) == 1:
-            alone.setdefault(tensor.pieces[0].part, []).append(number)
         else:
             spread.append(number)
     for part, numbers in alone.items():
@@ -108,8 +109,6 @@ def _without_overlap(numbers: Sequence[int], tensors: Sequence[Wanted]) -> tuple
 
 def _suits(tensor: Wanted, page_bytes: int) -> bool:
     first, last = tensor.pieces[0], len(tensor.pieces) - 1
-    if not last:
-        return first.start % tensor.item_bytes == 0
     return first.start % tensor.item_bytes == 0 and all(
         (index == 0 or piece.start % page_bytes == 0)
         and (index == last or (piece.start + piece.length) % page_bytes == 0)

@@ -89,7 +89,13 @@ class ExtentMap:
         size = self._ends[-1] if self._ends else 0
         if start < 0 or length < 0 or start + length > size:
             raise InvalidInput(f"bytes {start} to {start + length} lie outside a file of {size} bytes")
+        if not length:
+            return []
         index = bisect_right(self._ends, start)
+        extent = self._extents[index]
+        skip = start - (self._ends[index] - extent.length)
+        if skip + length <= extent.length:  # as nearly all are where there are many
+            return [Piece(extent.part, extent.start + skip, length, item, offset)]
         found = []
         while length > 0:
             extent = self._extents[index]

@@ -9,6 +9,7 @@ Source: https://github.com/huggingface/safetensors (``Dtype`` in ``tensor.rs``);
 https://github.com/ggml-org/llama.cpp (``GGML_QUANT_SIZES`` in ``gguf-py/gguf/constants.py``).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import ml_dtypes
@@ -100,6 +101,7 @@ NAMES_BY_NUMPY: dict[np.dtype, str] = {dtype.numpy: name for name, dtype in DTYP
 """The safetensors name of a numpy dtype, for arrays pushed from memory."""
 
 
+@lru_cache(maxsize=1024)
 def find_dtype(name: str) -> Dtype | None:
     """Return a dtype by its name, or None."""
     if (dtype := DTYPES.get(name)) is not None or (dtype := GGUF_DTYPES.get(name)) is not None:

@@ -88,7 +88,7 @@ def empty_array(dtype: str, shape: tuple[int, ...], memory: memoryview | None = 
         return np.empty(packed, dtype=kind.numpy)
     if memory is None:
         memory = allocate(count * kind.numpy.itemsize)
-    return np.frombuffer(memory, dtype=kind.numpy).reshape(packed)
+    return np.ndarray(packed, kind.numpy, memory)  # one call: `frombuffer` and `reshape` are two arrays
 
 
 def get_framework(name: str) -> Framework:

@@ -68,9 +68,11 @@ def load_tensors(
     made = get_framework(framework)
     # Whoever may change files behind a digest may do so after it was compared: then memory of its own is safer.
     maps = mode == "auto" and device in (None, "cpu") and reader.verify != "digest"
-    runs = [name for name, each in wanted.items() if each.part.box is None] if maps else []
-    cut = [(each.file, each.part.tensor) for each in wanted.values() if each.part.box is not None]
-    laid = reader.map_tensors([(wanted[name].file, wanted[name].part.tensor) for name in runs], cut) if maps else None
+    with collection_paused():
+        runs = [name for name, each in wanted.items() if each.part.box is None] if maps else []
+        whole = [(wanted[name].file, wanted[name].part.tensor) for name in runs]
+        cut = [(each.file, each.part.tensor) for each in wanted.values() if each.part.box is not None]
+    laid = reader.map_tensors(whole, cut) if maps else None
     views = {runs[number]: view for number, view in laid[0].views.items()} if laid else {}
     with collection_paused():
         destinations = {
@@ -81,7 +83,8 @@ def load_tensors(
     needed = sum(destination.view.nbytes for destination in destinations.values())
     reader.progress = ByteProgress(progress_callback(progress), "load", needed)
     reader.read_boxes(boxes, laid)
-    return {name: made.finish(destination, device) for name, destination in destinations.items()}
+    with collection_paused():
+        return {name: made.finish(destination, device) for name, destination in destinations.items()}
 
 
 def whole_box(file: File, tensor: Tensor, destination: npt.NDArray[Any] | FarMemory) -> Box:

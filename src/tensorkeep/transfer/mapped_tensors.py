@@ -130,8 +130,12 @@ def map_tensors(
         refused: dict[int, Unmapped] = dict.fromkeys(plan.places, "refused")
         return MappedTensors(MappedRange(0), wanted, {}, (), {}, {}, {**plan.unmapped, **refused})
     broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices)
-    lost = {number for number in plan.places if not broken.isdisjoint(piece.part for piece in wanted[number].pieces)}
-    places = {number: at for number, at in plan.places.items() if number not in lost}
+    lost = {
+        number
+        for number in (plan.places if broken else ())
+        if not broken.isdisjoint(piece.part for piece in wanted[number].pieces)
+    }
+    places = {number: at for number, at in plan.places.items() if number not in lost} if lost else plan.places
     laid = {piece.part for number in places for piece in wanted[number].pieces}
     return MappedTensors(
         area,
