@@ -22,6 +22,7 @@ from tensorkeep.devices import LocalDevice, local_path
 from tensorkeep.devices.protocol import Device
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.runtime import Runtime
+from tensorkeep.store import confirming
 from tensorkeep.store.fleet import open_by_facts
 from tensorkeep.store.store import Store
 from tests.faults.store_world import MIB, MODEL, World, small_weights
@@ -210,4 +211,7 @@ def accept_any_server() -> None:
 
 
 if __name__ == "__main__":
+    confirming._INTERVAL_S = (
+        0.0  # each batch is confirmed, and recorded with the next: so every step is there to be killed at
+    )
     _serve()

@@ -192,7 +192,8 @@ class ObjectWriter:
         for task in [self._pool.submit(self._confirmations.confirm, device) for device in devices]:
             device, copies, error = task.result()
             if error is None:
-                self._patience.note_success(device)
+                if copies:  # else it was not asked
+                    self._patience.note_success(device)
                 self._queue.note_stored(copies)
                 self._count_stored(copies)
                 continue

@@ -479,7 +479,7 @@ class Scheduler:
             asked = ", ".join(f"{count} of device {name}" for name, count in sorted(waited_for.items())) or "none"
             self._fail(
                 Unavailable(
-                    f"the load passed its deadline of {self._deadline_s} s with {self._unfinished} reads to go, waiting for "
+                    f"the load passed its deadline of {self._deadline_s:g} s with {self._unfinished} reads to go, waiting for "
                     f"{asked}: give it more time, or see why that device is slow",
                     deadline_s=self._deadline_s,
                     devices=sorted(waited_for),
