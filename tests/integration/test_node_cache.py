@@ -97,6 +97,13 @@ class Machine:
         return process
 
 
+def let_load(process: "subprocess.Popen[str]") -> None:
+    """Have a process of `Machine.start` begin its load."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
 def assert_right(arrays: object) -> None:
     assert isinstance(arrays, dict)
     expected = weights()
@@ -225,9 +232,7 @@ def test_a_mapped_array_outlives_its_removal_from_the_cache(machine: Machine) ->
 def test_processes_that_load_at_once_fetch_each_byte_once(machine: Machine) -> None:
     processes = [machine.start() for _ in range(4)]
     for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        let_load(process)
     answers = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     expected = sum(float(array.sum(dtype="f8")) for array in weights().values())
     assert [answer["sum"] for answer in answers] == pytest.approx([expected] * 4)
@@ -252,9 +257,7 @@ def test_ranks_of_one_machine_fetch_each_byte_once(machine: Machine) -> None:
 @pytest.mark.parametrize("machine", [6 * MIB], indirect=True)
 def test_a_process_that_is_killed_in_mid_fetch_leaves_nothing_that_stays(machine: Machine) -> None:
     process = machine.start()
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
+    let_load(process)
     end = time.monotonic() + 60
     while len(machine.files()) < 3 and time.monotonic() < end:
         time.sleep(0.01)
@@ -352,9 +355,7 @@ def test_a_prefetch_needs_a_cache(machine: Machine, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("machine", [6 * MIB], indirect=True)
 def test_a_deadline_counts_the_wait_for_other_processes(machine: Machine) -> None:
     process = machine.start()
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
+    let_load(process)
     try:
         end = time.monotonic() + 60
         while not list(machine.cache.glob("tmp/*")) and time.monotonic() < end:
