@@ -53,16 +53,16 @@ class TorchFramework:
         self, dtype: str, shape: tuple[int, ...], device: str | None, memory: memoryview | None = None
     ) -> Destination:
         """Return an empty tensor, and the numpy view of its memory or the far memory that it is."""
-        kind = torch.uint8 if dtype.startswith(GGUF_PREFIX) else getattr(torch, _DTYPES.get(dtype, ""), None)
-        if kind is None:
-            raise InvalidInput(f"torch has no dtype for {dtype}: load it with framework='numpy'", dtype=dtype)
+        kind = _torch_dtype(dtype)
         place = _check_device(device)
         if place.type != "cpu":
             return self.make_far(dtype, shape, kind, place)
         view = empty_array(dtype, shape, memory)
         if view.size == 0:
             return Destination(torch.empty(view.shape, dtype=kind), view)
-        return Destination(torch.frombuffer(view.reshape(-1).view(np.uint8), dtype=kind).reshape(view.shape), view)
+        flat = view.reshape(-1).view(np.uint8) if memory is None else memory
+        # `resize_` to the same size sets the shape alone; `reshape` costs twice as much, and a model may have 60,000 tensors.
+        return Destination(torch.frombuffer(flat, dtype=kind).resize_(view.shape), view)
 
     def make_far(self, dtype: str, shape: tuple[int, ...], kind: torch.dtype, device: torch.device) -> Destination:
         """Return an empty tensor that a carrier fills, for a tensor of that safetensors dtype and shape (elements)."""
@@ -116,11 +116,23 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @cache
+def _torch_dtype(dtype: str) -> torch.dtype:
+    """Return what torch calls a safetensors dtype, or what the blocks of a quantised type of GGUF are bytes of."""
+    if dtype.startswith(GGUF_PREFIX):
+        return torch.uint8
+    kind: torch.dtype | None = getattr(torch, _DTYPES.get(dtype, ""), None)
+    if kind is None:
+        raise InvalidInput(f"torch has no dtype for {dtype}: load it with framework='numpy'", dtype=dtype)
+    return kind
+
+
+@cache
 def _stored_dtypes() -> dict[torch.dtype, str]:
     """Return the safetensors spelling of each dtype that this torch has."""
     return {getattr(torch, kind): name for name, kind in _DTYPES.items() if hasattr(torch, kind)}
 
 
+@cache
 def _check_device(device: str | None) -> torch.device:
     try:
         found = torch.device(device or "cpu")
