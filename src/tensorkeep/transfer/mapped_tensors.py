@@ -6,7 +6,7 @@ out from under the tensors (`MappedTensors.replace`) and a good one read into it
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class MappedTensors:
         sources: part → the copy that was laid.
         failed: part → a copy that could not be laid: to be read first, so that it is found out, and told, what is wrong with it.
         unmapped: number → why a tensor is to be read instead.
+        size_bytes: bytes of all tensors that were mapped.
     """
 
     def __init__(
@@ -52,11 +53,7 @@ class MappedTensors:
         self.failed = failed
         self.unmapped = unmapped
         self.views = {number: area.view(at, _length(wanted[number])) for number, at in places.items()}
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all tensors that were mapped."""
-        return sum(len(view) for view in self.views.values())
+        self.size_bytes = sum(map(len, self.views.values()))
 
     def unmapped_bytes(self) -> dict[str, int]:
         """Return how many bytes are to be read instead, by reason."""
@@ -65,11 +62,26 @@ class MappedTensors:
             found[reason] = found.get(reason, 0) + _length(self._wanted[number])
         return found
 
-    def pieces(self, first_item: int) -> Iterator[Piece]:
-        """Yield the pieces of parts that the mapped tensors are; tensor number n is item ``first_item + n``."""
+    def runs(self, item: int) -> list[Piece]:
+        """Return the bytes of parts that the mapped tensors are, all as pieces of ``item``: tensors that lie side by side are one."""
+        found: list[Piece] = []
+        part, start, end = -1, 0, 0
         for number in self.views:
-            for part, start, length, item, offset in self._wanted[number].pieces:
-                yield Piece(part, start, length, first_item + item, offset)
+            for piece in self._wanted[number].pieces:
+                if piece.part == part and piece.start == end:
+                    end += piece.length
+                    continue
+                if end > start:
+                    found.append(Piece(part, start, end - start, item, 0))
+                part, start, end = piece.part, piece.start, piece.start + piece.length
+        if end > start:
+            found.append(Piece(part, start, end - start, item, 0))
+        return found
+
+    def pieces(self, parts: Container[int]) -> Iterator[Piece]:
+        """Yield the pieces of these parts that the mapped tensors are; tensor number n is item n."""
+        for number in self.views:
+            yield from (piece for piece in self._wanted[number].pieces if piece.part in parts)
 
     def replace(self, parts: set[int]) -> None:
         """Lay fresh memory in the place of these parts: what lies there was found bad, or could not be verified.

@@ -88,7 +88,7 @@ def read_boxes(
         with copies_of(carriers):
             for piece in pieces:
                 if piece.item >= len(landings):
-                    delivered += piece.length  # of a mapped tensor: read to be verified, it lies where it should
+                    delivered += piece.length  # of mapped tensors: read to be verified, they lie where they should
                     continue
                 landing, offset = landings[piece.item], piece.offset
                 for view in image.views(piece.start, piece.start + piece.length):
@@ -102,7 +102,7 @@ def read_boxes(
     with collection_paused():
         pieces = list(_box_pieces(boxes, landings))
         landed = _Finishing(landings, pieces, whole)
-        checks = load.plan(mapped.pieces(len(landings))) if mapped and verify != "off" else []
+        checks = load.plan(mapped.runs(len(landings))) if mapped and verify != "off" else []
         reads = load.plan(pieces)
     if mapped:
         bad = load.run(reads, direct, deliver, landed, checks, mapped.sources, mapped.failed)
@@ -164,7 +164,7 @@ def _heal(
             delivered += piece.length
         return delivered
 
-    reads = again.plan(piece for piece in mapped.pieces(0) if piece.part in bad)
+    reads = again.plan(mapped.pieces(bad))
     again.run(reads, direct, deliver)
     return again.report()
 
@@ -198,7 +198,7 @@ class _Finishing:
         whole = []
         with self._lock:
             for piece in pieces:
-                if piece.item >= len(self._left):  # of a mapped tensor
+                if piece.item >= len(self._left):  # of mapped tensors
                     continue
                 self._left[piece.item] -= piece.length
                 if not self._left[piece.item]:
