@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tensorkeep.planning.shards import Shard
     from tensorkeep.runtime import Runtime
     from tensorkeep.store.join_file import JoinReport
-    from tensorkeep.store.model import Model, TensorHandle
+    from tensorkeep.store.model import Model
     from tensorkeep.store.reports import (
         Diff,
         GcReport,
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from tensorkeep.store.split_file import SplitReport
     from tensorkeep.store.store import DeviceCollection, Store
+    from tensorkeep.store.tensor_handle import TensorHandle
     from tensorkeep.transfer.report import LoadPlan, LoadReport
 
 __all__ = [
@@ -109,7 +110,7 @@ _LAZY = {
     "SplitReport": "tensorkeep.store.split_file",
     "StatusReport": "tensorkeep.store.reports",
     "Store": "tensorkeep.store.store",
-    "TensorHandle": "tensorkeep.store.model",
+    "TensorHandle": "tensorkeep.store.tensor_handle",
     "VerifyReport": "tensorkeep.store.reports",
     "Version": "tensorkeep.store.reports",
 }

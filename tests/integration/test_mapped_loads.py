@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ import tensorkeep
 from tensorkeep import Integrity
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.store import reading
+from tensorkeep.store.loading import Mode
 from tensorkeep.transfer import mapped_tensors
+from tensorkeep.transfer.device_queue import readers_per_device
+from tensorkeep.transfer.image import ScratchPool
 from tensorkeep.transfer.mapping import MappedRange
 from tensorkeep.transfer.report import Verify
 from tests.faults.store_world import MIB, MODEL, Arrays, World, flip
@@ -88,6 +92,55 @@ def test_a_tensor_over_several_devices_is_one_array_without_a_copy(world: World)
     assert model.report.mapped_bytes == array.nbytes
     files = {line.split()[-1] for line in Path("/proc/self/maps").read_text("utf-8").splitlines() if "/parts/" in line}
     assert len(files) >= 3
+
+
+@pytest.mark.parametrize("size", [64 * MIB, pytest.param(1 << 30, marks=pytest.mark.soak)])
+def test_a_large_tensor_over_four_devices_is_one_array(size: int, tmp_path: Path) -> None:
+    world = World(tmp_path / "world", devices=4, replicas=1)
+    array = np.random.default_rng(4).integers(0, 1 << 62, (size // 8192, 1024), np.int64)
+    world.create().push({"big": array}, MODEL)
+    model = world.open().model(MODEL)
+    for mode in ("auto", "read"):
+        found = model.load(mode=mode)["big"]
+        assert found.flags.c_contiguous
+        assert np.array_equal(found, array)
+        report = model.report
+        assert report is not None
+        assert len(report.devices) == 4
+        assert min(device.bytes for device in report.devices) > 0.9 * size / 4
+        assert report.mapped_bytes == (size if mode == "auto" else 0)
+    world.end()
+
+
+def test_what_only_checks_takes_a_mebibyte_a_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = push(world)
+    taken, in_use, most = list[int](), 0, 0
+    lock, take, give = threading.Lock(), ScratchPool.take, ScratchPool.give
+
+    def counting_take(pool: ScratchPool, size_bytes: int) -> memoryview:
+        nonlocal in_use, most
+        buffer = take(pool, size_bytes)
+        with lock:
+            taken.append(size_bytes)
+            in_use += len(buffer)
+            most = max(most, in_use)
+        return buffer
+
+    def counting_give(pool: ScratchPool, buffer: memoryview) -> None:
+        nonlocal in_use
+        with lock:
+            in_use -= len(buffer)
+        give(pool, buffer)
+
+    monkeypatch.setattr(ScratchPool, "take", counting_take)
+    monkeypatch.setattr(ScratchPool, "give", counting_give)
+    model = world.open().model(MODEL)
+    assert_equal(model.load(include="embed"), {"embed": arrays["embed"]})
+    assert model.report is not None
+    assert model.report.bytes_read > 9 * MIB
+    assert max(taken) == MIB
+    assert most <= 3 * readers_per_device(3, os.cpu_count() or 1) * MIB
+    assert in_use == 0
 
 
 def test_what_is_written_to_an_array_stays_in_this_process(world: World) -> None:
@@ -267,11 +320,13 @@ def test_flips_in_any_block_of_a_mapped_part_are_found(tmp_path: Path) -> None:
     assert_equal(world.open().model(MODEL).load(), arrays)
 
 
-def test_many_loads_leave_no_mapping_and_no_descriptor_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["auto", "read"])
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.soak)])
+def test_many_loads_leave_no_mapping_and_no_descriptor_behind(count: int, mode: Mode, tmp_path: Path) -> None:
     world = World(tmp_path / "world", devices=2, replicas=1)
     world.create().push({"a": np.arange(5000.0), "b": np.arange(700_000.0)}, MODEL)
     model = world.open().model(MODEL)
-    model.load()
+    model.load(mode=mode)
     gc.collect()
 
     def counts() -> tuple[int, int]:
@@ -281,8 +336,8 @@ def test_many_loads_leave_no_mapping_and_no_descriptor_behind(tmp_path: Path) ->
         )
 
     before = counts()
-    for _ in range(300):
-        model.load()
+    for _ in range(count):
+        model.load(mode=mode)
     assert counts() == before
 
 

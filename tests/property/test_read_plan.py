@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.read_plan import (
@@ -50,7 +51,7 @@ def joined(reads: list[PartRead]) -> list[Piece]:
             continue
         assert (before.part, before.start + before.length) == (piece.part, piece.start)
         assert before.offset + before.length == piece.offset
-        found[piece.item] = before._replace(length=before.length + piece.length)
+        found[piece.item] = replace(before, length=before.length + piece.length)
     return [found[item] for item in sorted(found)]
 
 

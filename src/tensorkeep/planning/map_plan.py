@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from msgspec import Struct
+
 from tensorkeep.planning.read_plan import Piece
 
 Unmapped = Literal["elsewhere", "misaligned", "too many", "refused"]
@@ -15,7 +17,7 @@ Unmapped = Literal["elsewhere", "misaligned", "too many", "refused"]
 system gives no range of addresses."""
 
 
-class Wanted(NamedTuple):
+class Wanted(Struct, frozen=True, gc=False):
     """A whole tensor, contiguous in its file: its pieces in order, and the bytes of one element."""
 
     pieces: Sequence[Piece]

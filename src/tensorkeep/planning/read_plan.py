@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from tensorkeep.errors import InvalidInput
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.records.manifest import Extent
@@ -35,8 +37,11 @@ class PartRange(NamedTuple):
     key: int = 0
 
 
-class Piece(NamedTuple):
-    """Bytes ``[start, start + length)`` of a part that belong to request number ``item``, from ``offset`` within it."""
+class Piece(Struct, frozen=True, order=True, gc=False):
+    """Bytes ``[start, start + length)`` of a part that belong to request number ``item``, from ``offset`` within it.
+
+    No tuple: a load may have 60,000 of them, and Python's garbage collector would look at each.
+    """
 
     part: int
     start: int
@@ -74,7 +79,7 @@ class ExtentMap:
         self._extents = extents
         self._ends = list(accumulate(extent.length for extent in extents))
 
-    def pieces(self, start: int, length: int, item: int, offset: int = 0) -> list[Piece]:
+    def pieces(self, start: int, length: int, item: int, offset: int = 0) -> tuple[Piece, ...]:
         """Return the pieces that bytes ``[start, start + length)`` of the file are made of, in order; none for no bytes.
 
         Args:
@@ -90,20 +95,20 @@ class ExtentMap:
         if start < 0 or length < 0 or start + length > size:
             raise InvalidInput(f"bytes {start} to {start + length} lie outside a file of {size} bytes")
         if not length:
-            return []
+            return ()
         index = bisect_right(self._ends, start)
         extent = self._extents[index]
         skip = start - (self._ends[index] - extent.length)
         if skip + length <= extent.length:  # as nearly all are where there are many
-            return [Piece(extent.part, extent.start + skip, length, item, offset)]
-        found = []
+            return (Piece(extent.part, extent.start + skip, length, item, offset),)
+        found = list[Piece]()
         while length > 0:
             extent = self._extents[index]
             skip = start - (self._ends[index] - extent.length)
             taken = min(length, extent.length - skip)
             found.append(Piece(extent.part, extent.start + skip, taken, item, offset))
             start, length, offset, index = start + taken, length - taken, offset + taken, index + 1
-        return found
+        return tuple(found)
 
 
 def resolve_ranges(extents: Sequence[Extent], ranges: Iterable[tuple[int, int]]) -> list[Piece]:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from operator import index
 from typing import NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tensorkeep.errors import InvalidInput
@@ -79,7 +80,7 @@ class TensorBox(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class TensorPart(NamedTuple):
+class TensorPart(Struct, frozen=True, gc=False):
     """What a shard has of one tensor.
 
     Attributes:

@@ -5,9 +5,10 @@ A shard's part of a tensor is a box of it, or, where it is a run of whole rows, 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy.typing as npt
+from msgspec import Struct
 
 from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.shards import Shard, TensorPart, cut_tensors
@@ -24,7 +25,7 @@ from tensorkeep.transfer.report import LoadPlan, PlannedTensor
 Mode = Literal["auto", "read"]
 
 
-class Wanted(NamedTuple):
+class Wanted(Struct, frozen=True, gc=False):
     """What is wanted of one tensor, and the file that it lies in."""
 
     file: File

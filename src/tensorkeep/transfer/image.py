@@ -31,6 +31,18 @@ class PartImage:
         return found
 
 
+class PassingImage(PartImage):
+    """Bytes of a part that are read to be judged and not kept: each run of them lies in the same memory, over the one before."""
+
+    def __init__(self, memory: memoryview) -> None:
+        super().__init__([], [])
+        self._memory = memory
+
+    def views(self, start: int, end: int) -> list[memoryview]:
+        """Return the memory for bytes ``[start, end)``; at most as long as it is."""
+        return [self._memory[: end - start]]
+
+
 class ScratchPool:
     """Scratch memory that is used again, because fresh pages cost as much as reading into them. Thread safe.
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.planning.read_plan import PartRead, Piece
-from tensorkeep.transfer.image import PartImage, ScratchPool, lay_out
+from tensorkeep.transfer.image import PartImage, PassingImage, ScratchPool, lay_out
 from tensorkeep.transfer.report import DamageKind, Verify
 from tensorkeep.transfer.sources import PartSource
 from tensorkeep.transfer.verification import DigestStream, Judge, Mismatch, iter_windows
 
 WINDOW_BYTES = 8 << 20
 """Longest single read from a device: hashed right after, while it is in the last-level cache."""
+
+CHECK_BYTES = 1 << 20
+"""The same where bytes are only checked: one buffer a thread, which its own cache holds."""
 
 Deliver = Callable[[PartImage, Sequence[Piece]], int]
 """Takes the pieces of a verified image that were not read in place; returns how many needed bytes that were."""
@@ -58,7 +61,8 @@ class Race:
 class ReadJob:
     """A read, its copies still to try (best first), and its state between attempts. Used by one thread at a time.
 
-    ``optional``: where no copy is left the load goes on without it; its part is among `Scheduler.abandoned`. ``replaceable``: its part
+    ``optional``: it only checks what lies elsewhere, so nothing of it is kept; where no copy is left the load goes on without it, and its
+    part is among `Scheduler.abandoned`. ``replaceable``: its part
     has another copy that can be reached. ``race``: it may be asked of another copy while it runs, or be left; then it is read into
     scratch, where one who comes late harms nobody. ``least_bytes``: what its scratch takes at least.
     """
@@ -122,8 +126,8 @@ class Reading:
         """
         started = self.monotonic_s()
         if job.image is None:
-            direct = self.direct if job.race is None else _nowhere
-            job.image, job.copied, job.scratch = lay_out(job.read, direct, self.scratch)
+            self._lay_out(job)
+            assert job.image is not None
         bytes_read, failure, stopped = self._fill(job, job.image, source, device)
         if failure and failure.kind == "corrupt":
             more, failure, stopped = self._fill(job, job.image, source, device)
@@ -135,6 +139,14 @@ class Reading:
         delivered = 0 if job.pending else self._deliver(job, job.image)
         return Attempt(bytes_read, started, ended, delivered, failure, stopped)
 
+    def _lay_out(self, job: ReadJob) -> None:
+        if job.optional:
+            job.scratch = self.scratch.take(min(job.read.end - job.read.start, CHECK_BYTES))
+            job.image, job.copied = PassingImage(job.scratch), list(job.read.pieces)
+        else:
+            direct = self.direct if job.race is None else _nowhere
+            job.image, job.copied, job.scratch = lay_out(job.read, direct, self.scratch)
+
     def _fill(
         self, job: ReadJob, image: PartImage, source: PartSource, device: Device
     ) -> tuple[int, Failure | None, bool]:
@@ -143,7 +155,7 @@ class Reading:
             reason = f"the copy has {source.length} bytes, the part {self.part_sizes[part]}"
             return 0, Failure(source, "corrupt", reason), False
         stream = DigestStream() if self.verify == "digest" else None
-        windows = list(iter_windows(job.pending, WINDOW_BYTES))
+        windows = list(iter_windows(job.pending, CHECK_BYTES if job.optional else WINDOW_BYTES))
         done, left, bad = 0, windows, list[Mismatch]()
         failure, stopped = None, False
         for number, (start, end) in enumerate(windows):

@@ -97,7 +97,7 @@ class MappedTensors:
                     raise MemoryError(f"no memory for {lay.length} bytes of a part: {error}") from error
 
 
-def pieces_of(tensors: Sequence[tuple[File, Tensor]]) -> list[list[Piece]]:
+def pieces_of(tensors: Sequence[tuple[File, Tensor]]) -> list[tuple[Piece, ...]]:
     """Return the pieces of parts that whole tensors are, by their number."""
     maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
     found = []
