@@ -26,6 +26,7 @@ from tensorkeep.runtime import Runtime
 from tensorkeep.store.cached_parts import NODE_CACHE
 from tensorkeep.store.node_cache import CachedPart, Claim, NodeCache
 from tensorkeep.store.node_config import VARIABLE, NodeConfig, read_node_config
+from tensorkeep.store.reports import Progress
 from tensorkeep.transfer.report import LoadReport
 
 MIB = 1 << 20
@@ -227,6 +228,42 @@ def test_a_mapped_array_outlives_its_removal_from_the_cache(machine: Machine) ->
         for path in machine.files():
             path.unlink()
         assert_right(arrays)
+
+
+def test_a_load_that_fills_the_cache_tells_how_far_it_is(machine: Machine) -> None:
+    told: list[Progress] = []
+    with machine.open() as store:
+        store.model(MODEL).load(progress=told.append)
+        filled = sum(path.stat().st_size for path in machine.files())
+        steps = list(dict.fromkeys(each.step for each in told))
+        last = {each.step: each for each in told}
+        assert steps == ["prefetch", "load"]
+        assert (last["prefetch"].done_bytes, last["prefetch"].total_bytes) == (filled, filled)
+        assert last["load"].done_bytes == last["load"].total_bytes == SIZE
+        told.clear()
+        store.model(MODEL).load(progress=told.append)
+        assert {each.step for each in told} == {"load"}
+
+
+@pytest.mark.parametrize("machine", [40 * MIB], indirect=True)
+def test_the_seconds_of_a_load_have_its_waiting_for_others_that_fetch(machine: Machine) -> None:
+    process = machine.start()
+    let_load(process)
+    end = time.monotonic() + 60
+    while not list(machine.cache.glob("tmp/*")) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # it holds what it was fetching
+    threading.Timer(3, process.send_signal, [signal.SIGCONT]).start()
+    with machine.open() as store:
+        model = store.model(MODEL)
+        began = time.monotonic()
+        model.load()
+        took = time.monotonic() - began
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert took > 2
+    assert model.report is not None
+    assert model.report.seconds > 0.8 * took
 
 
 def test_processes_that_load_at_once_fetch_each_byte_once(machine: Machine) -> None:

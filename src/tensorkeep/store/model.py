@@ -53,7 +53,8 @@ class Model:
         self._context = context
         self._facts = facts
         self._checks: Checks | None = None
-        self._named = tensors_by_name(manifest)
+        with collection_paused():
+            self._named = tensors_by_name(manifest)
 
     @property
     def files(self) -> list[FileInfo]:
@@ -133,7 +134,7 @@ class Model:
             Unavailable: the deadline passed.
         """
         reader = self._reader(verify, deadline_s, memory_limit)
-        reader.fills_cache = True
+        reader.fills_cache, reader.fill_progress = True, progress_callback(progress)
         if into is not None:
             if include is not None or shard is not None or (framework, device, mode) != ("numpy", None, "auto"):
                 raise InvalidInput("the arrays of `into` say what is loaded and where: leave the other arguments out")

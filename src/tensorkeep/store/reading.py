@@ -59,6 +59,7 @@ class VersionReader:
         progress: told the bytes that land; None: nobody is.
         fills_cache: whether parts that its tensors touch go to the node's cache, if there is one. What is there already is read
             from it in any case, unless nothing is verified: nothing in the cache is believed.
+        fill_progress: told the bytes that come into the cache; None: nobody is.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class VersionReader:
         self.verify = verify
         self.progress: ByteProgress | None = None
         self.fills_cache = False
+        self.fill_progress: ProgressCallback | None = None
         self._context = context
         self._version = version
         self._manifest = manifest
@@ -83,10 +85,12 @@ class VersionReader:
         self._memory_limit_bytes = memory_limit_bytes or DEFAULT_MEMORY_LIMIT_BYTES
         self._reports: list[LoadReport] = []
         self._spent_s = 0.0
+        self._waited_s = 0.0
 
     def report(self) -> LoadReport:
-        """Return what all reads up to now did, as one."""
-        return add_reports(self._reports, verify=self.verify)
+        """Return what all reads up to now did, as one; its seconds have the waiting for other processes that filled the cache."""
+        report = add_reports(self._reports, verify=self.verify)
+        return replace(report, seconds=report.seconds + self._waited_s)
 
     def map_tensors(
         self, tensors: Sequence[tuple[File, Tensor]], others: Sequence[tuple[File, Tensor]] = ()
@@ -179,7 +183,9 @@ class VersionReader:
             return table
         if fill:
             with suppress(OSError, TensorkeepError):  # the load itself finds out what is wrong with a device
-                self._fill(table, cache, stop, None)
+                lacking = count_bytes(table, cache).left_out if self.fill_progress else 0
+                progress = ByteProgress(self.fill_progress if lacking else None, "prefetch", lacking)
+                self._fill(table, cache, stop, progress.count)
         return with_cached(table, cache)
 
     def _fill(
@@ -191,6 +197,7 @@ class VersionReader:
     ) -> None:
         """Fetch what the cache lacks, in at most half of the time that is left: what it does not get is read without it."""
         clock, before_s, left_s = self._context.runtime.clock, self._spent_s, self._left_s()
+        before = len(self._reports)
         began_s = clock.monotonic_s()
 
         def fill_left_s() -> float | None:
@@ -209,7 +216,9 @@ class VersionReader:
         try:
             fetch_missing(table, cache, read, clock=clock, may_go_on=may_go_on)
         finally:
-            self._spent_s = before_s + clock.monotonic_s() - began_s  # waiting for other processes counts too
+            took_s = clock.monotonic_s() - began_s
+            self._spent_s = before_s + took_s  # waiting for other processes counts too
+            self._waited_s += max(took_s - sum(each.seconds for each in self._reports[before:]), 0.0)
 
     def _device_table(self, parts: Iterable[int]) -> PartTable:
         context, version, manifest = self._context, self._version, self._manifest

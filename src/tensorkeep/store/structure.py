@@ -12,6 +12,7 @@ from tensorkeep.records.digest import blake3_160, blake3_256
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import Manifest, decode_manifest
 from tensorkeep.records.naming import ObjectKind
+from tensorkeep.runtime import collection_paused
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.learned_rates import find_rates
 from tensorkeep.transfer.report import Damage
@@ -28,7 +29,8 @@ def open_manifest(context: StoreContext, version: VersionFacts) -> Manifest:
     body = context.catalog.find_manifest(version.manifest)
     if body is None or blake3_256(body).hex() != version.manifest:
         body = read_object(context, ObjectKey(ObjectKind.MANIFEST, bytes.fromhex(version.manifest)))
-    return decode_manifest(body)
+    with collection_paused():
+        return decode_manifest(body)
 
 
 def open_checks(context: StoreContext, version: VersionFacts, manifest: Manifest) -> Checks:
