@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from tensorkeep.transfer import mapped_tensors
 from tensorkeep.transfer.device_queue import readers_per_device
 from tensorkeep.transfer.image import ScratchPool
 from tensorkeep.transfer.mapping import MappedRange
+from tensorkeep.transfer.memory import HUGE_PAGE_BYTES
 from tensorkeep.transfer.report import Verify
 from tests.faults.store_world import MIB, MODEL, Arrays, World, flip
 
@@ -110,6 +112,28 @@ def test_a_large_tensor_over_four_devices_is_one_array(size: int, tmp_path: Path
         assert min(device.bytes for device in report.devices) > 0.9 * size / 4
         assert report.mapped_bytes == (size if mode == "auto" else 0)
     world.end()
+
+
+def test_what_was_verified_is_there_without_a_fault(world: World) -> None:
+    arrays = push(world)
+    array = world.open().model(MODEL).load(include="embed")["embed"]
+    here = sum(size for size, laid in mapped_bytes() if laid >= HUGE_PAGE_BYTES)
+    assert here >= array.nbytes // 2  # what lies in long runs, untouched until now
+    assert array.tobytes() == arrays["embed"].tobytes()
+    lazy = world.open().model(MODEL).load(include="embed", verify="off")["embed"]
+    assert sum(size for size, _ in mapped_bytes()) < 2 * array.nbytes - MIB
+    assert lazy.tobytes() == arrays["embed"].tobytes()
+
+
+def mapped_bytes() -> list[tuple[int, int]]:
+    """Return bytes that are here, and bytes that were laid, of each mapping of a part. Source: proc(5), smaps."""
+    text = Path("/proc/self/smaps").read_text("utf-8")
+    found = []
+    for each in text.split("VmFlags"):
+        if "/parts/" in each:
+            rss, size = (int(re.findall(rf"\n{key}: +(\d+) kB", each)[0]) * 1024 for key in ("Rss", "Size"))
+            found.append((rss, size))
+    return found
 
 
 def test_what_only_checks_takes_a_mebibyte_a_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

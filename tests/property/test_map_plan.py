@@ -1,5 +1,7 @@
 """Tensors laid over parts: every byte where it should be, whatever the parts; what can't lie there is left out, with the reason."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,6 +10,7 @@ from tensorkeep.planning.read_plan import ExtentMap, Piece
 from tensorkeep.records.manifest import Extent
 
 PAGE = 16  # small, so that cuts often are at one
+HUGE = 2 * PAGE
 
 
 @st.composite
@@ -42,10 +45,15 @@ def test_every_tensor_lies_where_the_plan_says_or_is_left_out_with_a_reason(
     layout: tuple[list[bytes], list[Wanted], list[bytes]], away: set[int], most_lays: int
 ) -> None:
     parts, wanted, expected = layout
-    plan = plan_mapping(wanted, lambda part: part not in away, page_bytes=PAGE, most_lays=most_lays)
+    plan = plan_mapping(wanted, lambda part: part not in away, page_bytes=PAGE, huge_bytes=HUGE, most_lays=most_lays)
     memory = lay_out(plan, parts)
     assert len(plan.lays) <= most_lays
     assert all(lay.at % PAGE == 0 and lay.start % PAGE == 0 and lay.part not in away for lay in plan.lays)
+    for before, lay in pairwise([Lay(0, 0, 0, 0), *plan.lays]):
+        follows = lay.at == before.at + -(-before.length // PAGE) * PAGE
+        assert follows or lay.at > before.at + before.length
+        if lay.length >= HUGE and not follows:
+            assert lay.at % HUGE == lay.start % HUGE
     for number, (tensor, content) in enumerate(zip(wanted, expected, strict=True)):
         assert (number in plan.places) + (number in plan.unmapped) == (1 if content else 0)
         if number in plan.places:
@@ -59,33 +67,43 @@ def test_every_tensor_lies_where_the_plan_says_or_is_left_out_with_a_reason(
 
 def test_parts_cut_at_pages_are_laid_side_by_side() -> None:
     pieces = [Piece(3, 2 * PAGE, PAGE, 0, 0), Piece(1, 0, 2 * PAGE, 0, PAGE), Piece(2, 0, 5, 0, 3 * PAGE)]
-    plan = plan_mapping([Wanted(pieces, 4)], lambda _: True, page_bytes=PAGE, most_lays=9)
+    plan = plan_mapping([Wanted(pieces, 4)], lambda _: True, page_bytes=PAGE, huge_bytes=1 << 20, most_lays=9)
     assert plan.lays == [Lay(0, 3, 2 * PAGE, PAGE), Lay(PAGE, 1, 0, 2 * PAGE), Lay(3 * PAGE, 2, 0, 5)]
     assert (plan.places, plan.size_bytes) == ({0: 0}, 4 * PAGE)
 
 
 def test_tensors_of_one_part_share_a_mapping_of_what_they_need() -> None:
     wanted = [Wanted([Piece(0, 40, 8, 0, 0)], 4), Wanted([Piece(0, 100, 20, 1, 0)], 4)]
-    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, most_lays=1)
+    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, huge_bytes=1 << 20, most_lays=1)
     assert plan.lays == [Lay(0, 0, 32, 88)]
     assert plan.places == {0: 8, 1: 68}
 
 
 def test_tensors_that_share_bytes_share_no_memory() -> None:
     wanted = [Wanted([Piece(0, 0, 8, 0, 0)], 4), Wanted([Piece(0, 4, 8, 1, 0)], 4), Wanted([Piece(0, 12, 4, 2, 0)], 4)]
-    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, most_lays=2)
+    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, huge_bytes=1 << 20, most_lays=2)
     assert plan.places == {0: 0, 2: 12, 1: PAGE + 4}
 
 
 def test_a_cut_inside_a_page_or_a_start_inside_an_element_is_read() -> None:
     cut = Wanted([Piece(0, 0, 5, 0, 0), Piece(1, 0, 3, 0, 5)], 1)
     odd = Wanted([Piece(0, 2, 4, 1, 0)], 4)
-    plan = plan_mapping([cut, odd], lambda _: True, page_bytes=PAGE, most_lays=9)
+    plan = plan_mapping([cut, odd], lambda _: True, page_bytes=PAGE, huge_bytes=1 << 20, most_lays=9)
     assert plan.unmapped == {0: "misaligned", 1: "misaligned"}
     assert plan.lays == []
 
 
 def test_where_mappings_run_out_the_rest_is_read() -> None:
     wanted = [Wanted([Piece(part, 0, 4, part, 0)], 4) for part in range(3)]
-    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, most_lays=2)
+    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, huge_bytes=1 << 20, most_lays=2)
     assert (sorted(plan.places), plan.unmapped) == ([0, 1], {2: "too many"})
+
+
+def test_long_runs_lie_as_huge_pages_suit_them() -> None:
+    wanted = [
+        Wanted([Piece(part, start, length, part, 0)], 4)
+        for part, start, length in ((0, 0, 40), (1, 0, 70), (2, 80, 64))
+    ]
+    plan = plan_mapping(wanted, lambda _: True, page_bytes=PAGE, huge_bytes=4 * PAGE, most_lays=9)
+    assert plan.lays == [Lay(0, 0, 0, 40), Lay(64, 1, 0, 70), Lay(144, 2, 80, 64)]
+    assert (plan.places, plan.size_bytes) == ({0: 0, 1: 64, 2: 144}, 208)

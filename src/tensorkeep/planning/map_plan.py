@@ -51,14 +51,18 @@ class MapPlan:
 
 
 def plan_mapping(
-    wanted: Iterable[Wanted], is_mappable: Callable[[int], bool], *, page_bytes: int, most_lays: int
+    wanted: Iterable[Wanted], is_mappable: Callable[[int], bool], *, page_bytes: int, huge_bytes: int, most_lays: int
 ) -> MapPlan:
     """Return how tensors lie over parts.
+
+    A run of a huge page or more that need not follow another lies as far from a multiple of one as it does in its part: then the
+    kernel can map it by huge pages, in a fifth of the time.
 
     Args:
         wanted: the tensors; those without bytes get no place and no reason.
         is_mappable: whether a part has a copy that can be mapped.
         page_bytes: size of a page.
+        huge_bytes: size of a huge page, a multiple of it.
         most_lays: how many mappings there may be.
     """
     plan = MapPlan()
@@ -85,13 +89,16 @@ def plan_mapping(
             continue
         pieces = [tensors[number].pieces[0] for number in numbers]
         first = min(piece.start for piece in pieces)
-        at = _lay(plan, part, first, max(piece.start + piece.length for piece in pieces), page_bytes)
+        last = max(piece.start + piece.length for piece in pieces)
+        _skip(plan, first, last - first, page_bytes, huge_bytes)
+        at = _lay(plan, part, first, last, page_bytes)
         plan.places.update((number, at + piece.start) for number, piece in zip(numbers, pieces, strict=True))
     for number in spread:
         run = tensors[number].pieces
         if len(plan.lays) + len(run) > most_lays:
             plan.unmapped[number] = "too many"
             continue
+        _skip(plan, run[0].start, run[0].length, page_bytes, huge_bytes)
         for index, piece in enumerate(run):
             at = _lay(plan, piece.part, piece.start, piece.start + piece.length, page_bytes)
             if index == 0:
@@ -116,6 +123,12 @@ def _suits(tensor: Wanted, page_bytes: int) -> bool:
         and (index == last or (piece.start + piece.length) % page_bytes == 0)
         for index, piece in enumerate(tensor.pieces)
     )
+
+
+def _skip(plan: MapPlan, start: int, length: int, page_bytes: int, huge_bytes: int) -> None:
+    """Leave out addresses before bytes of a part that huge pages suit."""
+    if length >= huge_bytes:
+        plan.size_bytes += (start - start % page_bytes - plan.size_bytes) % huge_bytes
 
 
 def _lay(plan: MapPlan, part: int, start: int, end: int, page_bytes: int) -> int:

@@ -8,6 +8,7 @@ from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.planning.read_plan import PartRead, Piece
 from tensorkeep.transfer.image import PartImage, PassingImage, ScratchPool, lay_out
+from tensorkeep.transfer.memory import HUGE_PAGE_BYTES
 from tensorkeep.transfer.report import DamageKind, Verify
 from tensorkeep.transfer.sources import PartSource
 from tensorkeep.transfer.verification import DigestStream, Judge, Mismatch, iter_windows
@@ -23,6 +24,9 @@ Deliver = Callable[[PartImage, Sequence[Piece]], int]
 
 Landed = Callable[[Sequence[Piece]], int]
 """Told, in the thread that read them, which pieces have landed; returns how many needed bytes that completed beyond those."""
+
+Ahead = Callable[[int, int, int], None]
+"""Told, in the thread that is about to check them, which bytes (part, start, end) are to be checked where they lie elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ class Reading:
     landed: Landed
     monotonic_s: Callable[[], float]
     should_stop: Callable[[], bool]
+    ahead: Ahead
 
     def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
         """Read what is pending from one copy, verify it, and deliver when all is there.
@@ -162,6 +167,8 @@ class Reading:
             left = windows[number:]
             if stopped := self.should_stop():
                 break
+            if job.optional and (number == 0 or start % HUGE_PAGE_BYTES == 0):
+                self.ahead(part, start, min(start - start % HUGE_PAGE_BYTES + HUGE_PAGE_BYTES, job.read.end))
             views = image.views(start, end)
             try:
                 device.read_into(source.name, source.offset + start, views)
@@ -184,7 +191,7 @@ class Reading:
 
     def close(self) -> None:
         """Forget the destinations. Nobody may deliver any more."""
-        self.direct, self.deliver, self.landed = _nowhere, _to_nobody, nothing_finished
+        self.direct, self.deliver, self.landed, self.ahead = _nowhere, _to_nobody, nothing_finished, nothing_ahead
 
     def let_go(self, job: ReadJob) -> None:
         """Give back the memory of a job that has ended."""
@@ -206,6 +213,10 @@ def _to_nobody(image: PartImage, pieces: Sequence[Piece]) -> int:  # noqa: ARG00
 def nothing_finished(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
     """Return 0: nothing is left to do once the pieces have landed."""
     return 0
+
+
+def nothing_ahead(part: int, start: int, end: int) -> None:
+    """Do nothing: what is to be checked lies nowhere else."""
 
 
 def _nowhere(piece: Piece) -> memoryview | None:  # noqa: ARG001 - as `Reading.direct`

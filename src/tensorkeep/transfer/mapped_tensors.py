@@ -18,6 +18,7 @@ from tensorkeep.planning.read_plan import ExtentMap, Piece, choose_copies
 from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.transfer.boxes import tensor_array
 from tensorkeep.transfer.mapping import PAGE_BYTES, MappedRange
+from tensorkeep.transfer.memory import HUGE_PAGE_BYTES
 from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 
 _USUAL_MOST_MAPPINGS = 65530
@@ -49,6 +50,10 @@ class MappedTensors:
         self._area = area
         self._wanted = wanted
         self._lays = lays
+        self._long: dict[int, list[Lay]] = {}
+        for lay in lays:
+            if lay.length >= HUGE_PAGE_BYTES:
+                self._long.setdefault(lay.part, []).append(lay)
         self.sources = sources
         self.failed = failed
         self.unmapped = unmapped
@@ -82,6 +87,16 @@ class MappedTensors:
         """Yield the pieces of these parts that the mapped tensors are; tensor number n is item n."""
         for number in self.views:
             yield from (piece for piece in self._wanted[number].pieces if piece.part in parts)
+
+    def populate(self, part: int, start: int, end: int) -> None:
+        """Have the pages of a part's bytes mapped now where huge pages suit them: what is read to be verified is there for all then.
+
+        ``start`` is a multiple of a page.
+        """
+        for lay in self._long.get(part, ()):
+            low, high = max(start, lay.start), min(end, lay.start + lay.length)
+            if low < high:
+                self._area.populate(lay.at + low - lay.start, high - low)
 
     def replace(self, parts: set[int]) -> None:
         """Lay fresh memory in the place of these parts: what lies there was found bad, or could not be verified.
@@ -135,7 +150,7 @@ def map_tensors(
         if source.length == parts.sizes[part] and source.offset % PAGE_BYTES == 0
     }
     most = max(_most_mappings() // 2 - _mappings_now(), 0)
-    plan = plan_mapping(wanted, aligned.__contains__, page_bytes=PAGE_BYTES, most_lays=most)
+    plan = plan_mapping(wanted, aligned.__contains__, page_bytes=PAGE_BYTES, huge_bytes=HUGE_PAGE_BYTES, most_lays=most)
     try:
         area = MappedRange(plan.size_bytes)
     except OSError:  # as where all memory that may be asked for has been promised to others

@@ -16,6 +16,8 @@ from typing import cast
 
 import numpy as np
 
+from tensorkeep.transfer.memory import HUGE_PAGE_BYTES, ask_for_huge_pages, populate
+
 PAGE_BYTES = mmap.PAGESIZE
 
 _MAP_FIXED = 0x10
@@ -25,7 +27,7 @@ _ACCESS = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 class MappedRange:
-    """A range of addresses that files are laid over. Not thread safe; arrays over it may be used by any thread.
+    """A range of addresses, from a multiple of 2 MiB on, that files are laid over. Not thread safe; any thread may use arrays over it.
 
     Args:
         size_bytes: of the range, a multiple of a page.
@@ -36,9 +38,11 @@ class MappedRange:
 
     def __init__(self, size_bytes: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        area = mmap.mmap(-1, max(size_bytes, PAGE_BYTES), flags=flags, prot=_ACCESS)
-        self._view = memoryview(area)
-        self._address = np.frombuffer(area, dtype=np.uint8).ctypes.data
+        area = mmap.mmap(-1, size_bytes + HUGE_PAGE_BYTES, flags=flags, prot=_ACCESS)
+        address = np.frombuffer(area, dtype=np.uint8).ctypes.data
+        skip = -address % HUGE_PAGE_BYTES
+        self._view = memoryview(area)[skip : skip + max(size_bytes, PAGE_BYTES)]
+        self._address = address + skip
         self._size = size_bytes
 
     def lay_file(self, at: int, descriptor: int, start: int, length: int) -> None:
@@ -50,6 +54,13 @@ class MappedRange:
             OSError: the system refuses, as where a process has too many mappings.
         """
         self._map(at, length, mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE, descriptor, start)
+        if length >= HUGE_PAGE_BYTES:
+            ask_for_huge_pages(self._address + at, length)
+
+    def populate(self, at: int, length: int) -> None:
+        """Have pages of the range mapped now, so that whoever touches them need not wait; ``at`` is a multiple of a page. A hint."""
+        self._check(at, length)
+        populate(self._address + at, length)
 
     def lay_memory(self, at: int, length: int) -> memoryview:
         """Lay fresh zeroed memory there instead, and return it.
@@ -65,12 +76,17 @@ class MappedRange:
         return self._view[at : at + length]
 
     def _map(self, at: int, length: int, flags: int, descriptor: int, start: int) -> None:
-        if not 0 <= at <= at + length <= self._size or at % PAGE_BYTES or start % PAGE_BYTES:
-            raise ValueError(f"{length} bytes can't be laid at {at} of a range of {self._size}")  # never outside of it
+        self._check(at, length)
+        if start % PAGE_BYTES:
+            raise ValueError(f"a file can't be laid from byte {start}: no multiple of {PAGE_BYTES}")
         found = _mmap()(self._address + at, length, _ACCESS, flags, descriptor, start)
         if found == _FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+    def _check(self, at: int, length: int) -> None:
+        if not 0 <= at <= at + length <= self._size or at % PAGE_BYTES:
+            raise ValueError(f"{length} bytes can't lie at {at} of a range of {self._size}")  # never outside of it
 
 
 @cache

@@ -6,6 +6,7 @@ called through ctypes because ``mmap.madvise`` keeps the interpreter lock while 
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import cast
@@ -13,6 +14,7 @@ from typing import cast
 import numpy as np
 
 HUGE_PAGE_BYTES = 2 << 20
+_MADV_POPULATE_READ = 22
 _CACHE_LINE_BYTES = 64
 
 
@@ -40,15 +42,27 @@ def _allocate_huge(size_bytes: int) -> memoryview:
     # The memoryview keeps the mmap alive, and the mmap unmaps itself when it dies: nobody has to free anything.
     address = np.frombuffer(area, dtype=np.uint8).ctypes.data
     skip = -address % HUGE_PAGE_BYTES
-    _ask_for_huge_pages(address + skip, size_bytes)
+    ask_for_huge_pages(address + skip, size_bytes)
     return memoryview(area)[skip : skip + size_bytes]
 
 
-def _ask_for_huge_pages(address: int, size_bytes: int) -> None:
+def ask_for_huge_pages(address: int, size_bytes: int) -> None:
+    """Ask the kernel to use huge pages for mapped addresses: for memory as for files, which it then reads 2 MiB at a time.
+
+    A hint: where the kernel has none, small ones do as well.
+    """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None:  # not Linux
-        return
-    _madvise()(address, size_bytes, advice)  # refused where the kernel has no huge pages: small ones do as well
+    if advice is not None:  # Linux
+        _madvise()(address, size_bytes, advice)
+
+
+def populate(address: int, size_bytes: int) -> None:
+    """Have the kernel map the pages of mapped addresses now, reading files where it has to; no page is touched, so none can fault.
+
+    A hint: what can't be read, and a kernel before 5.14, leaves pages as they were. Source: madvise(2), MADV_POPULATE_READ.
+    """
+    if sys.platform == "linux":
+        _madvise()(address, size_bytes, _MADV_POPULATE_READ)
 
 
 @cache

@@ -26,7 +26,7 @@ from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
 from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
-from tensorkeep.transfer.job import Deliver, Failure, Landed, Reading, ReadJob, nothing_finished
+from tensorkeep.transfer.job import Ahead, Deliver, Failure, Landed, Reading, ReadJob, nothing_ahead, nothing_finished
 from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, Verify, add_reports
 from tensorkeep.transfer.schedule import Scheduler
@@ -105,6 +105,7 @@ def read_boxes(
         checks = load.plan(mapped.runs(len(landings))) if mapped and verify != "off" else []
         reads = load.plan(pieces)
     if mapped:
+        load.ahead = mapped.populate
         bad = load.run(reads, direct, deliver, landed, checks, mapped.sources, mapped.failed)
     else:
         bad = load.run(reads, direct, deliver, landed)
@@ -297,6 +298,7 @@ class _Load:
         self._needed_parts: tuple[int, ...] = ()
         self.bytes_needed = 0
         self.carriers: Sequence[Carrier] = ()
+        self.ahead: Ahead = nothing_ahead
         self.cancellation: Cancellation | None = None
 
     def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False) -> list[PartRead]:
@@ -363,6 +365,7 @@ class _Load:
             landed=landed,
             monotonic_s=self._runtime.clock.monotonic_s,
             should_stop=self._stop_sign.should_stop,
+            ahead=self.ahead,
         )
         self._scheduler = Scheduler(
             self._parts,

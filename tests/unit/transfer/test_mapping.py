@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import weakref
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tensorkeep.transfer.mapping import PAGE_BYTES, MappedRange
+from tensorkeep.transfer.memory import HUGE_PAGE_BYTES
 
 
 def lay(area: MappedRange, at: int, path: Path, start: int, length: int) -> None:
@@ -77,7 +79,7 @@ def test_nothing_is_laid_outside_of_the_range_or_off_its_pages(
     at: int, start: int, length: int, files: list[Path]
 ) -> None:
     area = MappedRange(PAGE_BYTES)
-    with pytest.raises(ValueError, match="can't be laid"):
+    with pytest.raises(ValueError, match=r"can't (be laid|lie)"):
         lay(area, at, files[0], start, length)
 
 
@@ -89,3 +91,27 @@ def test_what_the_system_refuses_is_an_error(tmp_path: Path) -> None:
 
 def test_an_empty_range_has_nothing_to_give() -> None:
     assert len(MappedRange(0).view(0, 0)) == 0
+
+
+def test_a_long_file_at_its_place_can_be_populated_and_what_is_not_there_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(os.urandom(3 * HUGE_PAGE_BYTES))
+    area = MappedRange(3 * HUGE_PAGE_BYTES)
+    assert np.frombuffer(area.view(0, 1), np.uint8).ctypes.data % HUGE_PAGE_BYTES == 0
+    lay(area, 0, path, 0, 3 * HUGE_PAGE_BYTES)
+    assert resident(area, 2 * HUGE_PAGE_BYTES) == 0
+    area.populate(0, 2 * HUGE_PAGE_BYTES)
+    assert resident(area, 2 * HUGE_PAGE_BYTES) == 2 * HUGE_PAGE_BYTES
+    os.truncate(path, HUGE_PAGE_BYTES)
+    area.populate(0, 3 * HUGE_PAGE_BYTES)  # to touch the end now would be the end of the process
+    assert bytes(area.view(0, HUGE_PAGE_BYTES)) == path.read_bytes()
+    with pytest.raises(ValueError, match="range"):
+        area.populate(0, 4 * HUGE_PAGE_BYTES)
+
+
+def resident(area: MappedRange, length: int) -> int:
+    """Return how many bytes of the range's beginning this process has mapped. Source: proc(5), smaps."""
+    address = np.frombuffer(area.view(0, 1), np.uint8).ctypes.data
+    text = Path("/proc/self/smaps").read_text("utf-8")
+    [found] = [part for part in text.split("VmFlags") if re.search(rf"^{address:x}-", part, re.MULTILINE)]
+    return min(int(re.findall(r"Rss: +(\d+) kB", found)[-1]) * 1024, length)
