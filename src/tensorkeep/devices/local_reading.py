@@ -7,7 +7,6 @@ maps one (`open_to_map`) reads it too, to verify it, and touches the mapping aft
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from functools import cached_property, partial
 
 from tensorkeep.devices import mounts
@@ -102,10 +101,11 @@ class LocalReader:
         check_object_name(name)
         with translated_os_errors(f"opening {name}", url=self._url, name=name):
             descriptor = self._open_object(name)
-            with ExitStack() as opened:
-                opened.callback(self._system.close, descriptor)
+            try:
                 self._check_size(self._object_size(self._system.fstat(descriptor), name), name, size_bytes)
-                opened.pop_all()
+            except BaseException:
+                self._system.close(descriptor)
+                raise
             return descriptor
 
     def size_of(self, name: str) -> int:
