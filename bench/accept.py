@@ -19,35 +19,22 @@ from bench.catalog import catalog_figures
 from bench.figures import Figure
 from bench.gpu import gpu_figures
 from bench.late import late_device_figures
+from bench.load_bars import load_figures
 from bench.mixed_devices import mixed_device_figures
+from bench.partial import partial_figures
 from bench.push_bars import push_figures
 from bench.remote import remote_figures
-from bench.rounds import Contender, measure
+from bench.striping import striping_figures
 from bench.structure import structure_figures
-from bench.work import get_model, new_store, remove
-
-MODEL = "bench/model"
-RATE_LIMIT = 40_000_000
-DEVICES = 3
-
-
-def striping(rounds: int) -> Figure:
-    """Return rate(3 devices) / (3 · rate(1 device)) of loads from devices of equal limited rate."""
-    source = get_model("tiny")
-    models = {}
-    for devices in (1, DEVICES):
-        store = new_store(f"accept-{devices}", devices=devices, rate_limit=RATE_LIMIT)
-        store.push(source, MODEL, part_size=1 << 20)
-        models[devices] = store.model(MODEL)
-    timings = measure([Contender(str(count), model.load) for count, model in models.items()], rounds=rounds)
-    efficiency = timings["1"].median / (DEVICES * timings[str(DEVICES)].median)
-    return Figure(f"load from {DEVICES} devices: rate / ({DEVICES} · rate of one)", efficiency, 0.9, "", at_least=True)
+from bench.work import get_model
 
 
 def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], Iterable[Figure]]]:
     return {
         "push": lambda: push_figures(source, rounds),
-        "striping": lambda: [striping(rounds)],
+        "load": lambda: load_figures(source, model, rounds),
+        "partial": lambda: partial_figures(model),
+        "striping": lambda: striping_figures(source, rounds),
         "mixed": lambda: mixed_device_figures(source, rounds),
         "late": lambda: late_device_figures(source, rounds),
         "remote": lambda: remote_figures(rounds, model=model),
@@ -72,8 +59,6 @@ def main() -> None:
         for figure in sections[name]():
             figures.append(figure)
             print(*_row(figure), sep=" | ", flush=True)
-    for name in ("accept-1", f"accept-{DEVICES}"):
-        remove(name)
     table = Table("figure", "measured", "bar", "")
     for figure in figures:
         table.add_row(*_row(figure))

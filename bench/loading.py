@@ -44,21 +44,27 @@ KINDS: dict[str, Kind] = {
 
 
 class Loader(NamedTuple):
-    """Another loader: its name in tables, its actions, and whether it reads a format of its own."""
+    """Another loader: its name in tables, its actions, whether it reads a format of its own, and whether its tensors are in memory of their own."""
 
     name: str
     actions: str
     converts: bool = False
+    copies: bool = False
 
+
+MAPPED = "safetensors (mmap)"
+PASSED_OVER = "safetensors (mmap), then a pass over every byte"
 
 LOADERS = (
-    Loader("safetensors (mmap)", "safetensors_mmap"),
-    Loader("safetensors (pread)", "safetensors_pread"),
-    Loader("runai-model-streamer", "runai"),
-    Loader("fastsafetensors (nogds)", "fastsafetensors"),
-    Loader("tensorizer", "tensorizer", converts=True),
-    Loader("torch.load(mmap=True)", "torch_file", converts=True),
-    Loader("torch DCP", "torch_dcp", converts=True),
+    Loader(MAPPED, "safetensors_mmap"),
+    Loader(PASSED_OVER, "safetensors_pass"),
+    Loader("safetensors (pread)", "safetensors_pread", copies=True),
+    Loader("runai-model-streamer", "runai", copies=True),
+    Loader("fastsafetensors (nogds)", "fastsafetensors", copies=True),
+    Loader("tensorizer", "tensorizer", converts=True, copies=True),
+    Loader("torch.load(mmap=True)", "torch_mmap", converts=True),
+    Loader("torch.load", "torch_read", converts=True, copies=True),
+    Loader("torch DCP", "torch_dcp", converts=True, copies=True),
     Loader("transformers from_pretrained", "transformers"),
 )
 

@@ -1,28 +1,27 @@
-"""Reads of a part of a model: how many bytes are read for each byte that was asked for.
+"""Loads of a part of a model: how many bytes are read for each byte that was asked for.
 
 Whole blocks of 256 KiB are read, because blocks are what is verified; a column slice is read as the rows that it crosses where
-these are shorter than blocks.
+these are shorter than blocks. No time is measured.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-import numpy as np
-
+from bench.figures import Figure
 from bench.loading import MODEL
 from bench.results import Options, Row, Table
 from bench.work import get_model, new_store, remove
 from tensorkeep.planning.layers import usual_role
-from tensorkeep.records.dtype import get_dtype
+from tensorkeep.planning.shards import Shard
+from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.store.model import Model
-from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.report import LoadReport
 
 RANK, RANKS = 1, 4
 ROWS = 100
-
-Part = Callable[[tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]] | None]
-"""Of a tensor's shape: starts and sizes of the box that is wanted, None where the tensor is not."""
+LONG_BYTES = 2 << 20
+"""Runs below it cost up to two blocks more, however few bytes they are."""
+BY_COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
+BY_ROWS = ("o_proj", "down_proj")
 
 
 def partial_tables(options: Options) -> list[Table]:
@@ -41,50 +40,27 @@ def _reports(model: Model) -> Iterable[tuple[str, LoadReport]]:
     matrices = [name for name, info in model.tensors.items() if len(info.shape) == 2]
     middle = matrices[len(matrices) // 2]
     yield "one tensor", _load(model, [middle])
-    yield f"{ROWS} rows of a tensor", _read(model, lambda shape: ((0, 0), (min(ROWS, shape[0]), shape[1])), {middle})
+    assert model[middle][:ROWS].size
+    assert model.report is not None
+    yield f"{ROWS} rows of a tensor", model.report
     layer = usual_role(middle).layer
     yield "one layer", _load(model, [name for name in model.tensors if usual_role(name).layer == layer])
-    yield f"tensor parallel, rank {RANK} of {RANKS}, by rows", _read(model, _rows_of_rank)
-    yield f"tensor parallel, rank {RANK} of {RANKS}, by columns", _read(model, _columns_of_rank)
-    yield f"FSDP, shard {RANK} of {RANKS} of every tensor", _read(model, _shard_of_rank)
+    parallel, rank = Shard(tensor_parallel=(RANK, RANKS)), f"rank {RANK} of {RANKS}"
+    yield f"tensor parallel, {rank}, what is cut by columns", _load(model, _named(model, BY_COLUMNS), parallel)
+    yield f"tensor parallel, {rank}, what is cut by rows", _load(model, _named(model, BY_ROWS), parallel)
+    yield f"tensor parallel, {rank}, all", _load(model, None, parallel)
+    yield f"FSDP, {rank}, all", _load(model, None, Shard(fsdp=(RANK, RANKS)))
 
 
-def _load(model: Model, names: list[str]) -> LoadReport:
-    model.load(include=names)
+def _named(model: Model, kinds: Iterable[str]) -> list[str]:
+    wanted = {f"{kind}.weight" for kind in kinds}
+    return [name for name in model.tensors if ".".join(name.rsplit(".", 2)[-2:]) in wanted]
+
+
+def _load(model: Model, names: list[str] | None, shard: Shard | None = None) -> LoadReport:
+    model.load(include=names, shard=shard, mode="read")
     assert model.report is not None
     return model.report
-
-
-def _read(model: Model, part: Part, names: set[str] | None = None) -> LoadReport:
-    boxes = []
-    for file, tensor in model.manifest.iter_tensors():
-        box = part(tensor.shape) if names is None or tensor.name in names else None
-        if box is not None:
-            empty: Any = np.empty(box[1], get_dtype(tensor.dtype).numpy)
-            boxes.append(Box(file, tensor, *box, empty))
-    return model.read_boxes(boxes)
-
-
-def _rows_of_rank(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    if len(shape) != 2 or shape[0] < RANKS:
-        return None
-    rows = shape[0] // RANKS
-    return (RANK * rows, 0), (rows, shape[1])
-
-
-def _columns_of_rank(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    if len(shape) != 2 or shape[1] < RANKS:
-        return None
-    columns = shape[1] // RANKS
-    return (0, RANK * columns), (shape[0], columns)
-
-
-def _shard_of_rank(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """As torch's ``fully_shard`` cuts: the first dimension, whatever the number of dimensions."""
-    rows = -(-shape[0] // RANKS)
-    start = min(RANK * rows, shape[0])
-    size = min(rows, shape[0] - start)
-    return ((start, *(0 for _ in shape[1:])), (size, *shape[1:])) if size else None
 
 
 def _row(name: str, report: LoadReport) -> Row:
@@ -93,3 +69,47 @@ def _row(name: str, report: LoadReport) -> Row:
         "read_over_needed": [report.bytes_read / report.bytes_needed],
     }
     return Row(name, "ours", figures)
+
+
+def partial_figures(name: str) -> Iterator[Figure]:
+    """Yield bytes read for each byte needed, the worst rank's, as plans foresee them: tests hold loads to their plans."""
+    with new_store("partial") as store:
+        store.push(get_model(name), MODEL)
+        model = store.model(MODEL)
+        longest = max(model.tensors.values(), key=lambda info: info.size_bytes)
+        assert longest.size_bytes >= 16e6
+        yield _whole(model, f"one tensor of {longest.size_bytes / 1e6:.0f} MB", [longest.name])
+        layer = [each for each in model.tensors if (found := usual_role(each).layer) is not None and found.number == 1]
+        yield _whole(model, "one layer", layer)
+        for ranks in (2, 4, 8):
+            columns = [Shard(tensor_parallel=(rank, ranks)) for rank in range(ranks)]
+            chunks = [Shard(fsdp=(rank, ranks)) for rank in range(ranks)]
+            yield from _dim_0(model, f"FSDP of {ranks}", chunks, list(model.tensors))
+            yield from _dim_0(model, f"column-parallel of {ranks}", columns, _named(model, BY_COLUMNS))
+            rows = _named(model, BY_ROWS)
+            size = sum(model.tensors[each].size_bytes for each in rows)
+            read = max(model.plan_load(include=rows, shard=shard).bytes_read for shard in columns)
+            yield Figure(f"row-parallel of {ranks}: bytes read / bytes of what is cut", read / size, 1.0, "")
+    remove("partial")
+
+
+def _whole(model: Model, what: str, names: list[str]) -> Figure:
+    plan = model.plan_load(include=names)
+    return Figure(f"{what}: bytes read / needed", plan.bytes_read / plan.bytes_needed, 1.02, "")
+
+
+def _dim_0(model: Model, what: str, shards: list[Shard], names: list[str]) -> Iterator[Figure]:
+    worst_all, worst_long, worst_short = 0.0, 0.0, 0.0
+    for shard in shards:
+        plan = model.plan_load(include=names, shard=shard)
+        worst_all = max(worst_all, plan.bytes_read / plan.bytes_needed)
+        long = [each.name for each in plan.tensors if each.size_bytes >= LONG_BYTES]
+        plan_of_long = model.plan_load(include=long, shard=shard)
+        worst_long = max(worst_long, plan_of_long.bytes_read / plan_of_long.bytes_needed)
+        for run in plan.tensors:
+            if 0 < run.size_bytes < LONG_BYTES:
+                read = model.plan_load(include=[run.name], shard=shard).bytes_read
+                worst_short = max(worst_short, (read - run.size_bytes) / BLOCK_BYTES)
+    yield Figure(f"{what}, runs of 2 MiB and more: bytes read / needed", worst_long, 1.02, "")
+    yield Figure(f"{what}, a run below 2 MiB alone: blocks read beyond it", worst_short, 2.0, "blocks")
+    yield Figure(f"{what}, all together: bytes read / needed", worst_all, None, "")

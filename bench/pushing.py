@@ -37,7 +37,7 @@ SETTLED_S = 2.5
 """Files younger than two seconds are read again by a push, because their times say nothing yet."""
 SAVERS = {
     "safetensors save_file + fsync": "safetensors_mmap",
-    "torch.save + fsync": "torch_file",
+    "torch.save + fsync": "torch_mmap",
     "torch DCP + fsync": "torch_dcp",
     "tensorizer + fsync": "tensorizer",
 }

@@ -26,6 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
 import tensorkeep
+from bench.far_and_near import far_and_near_figures
 from bench.figures import Figure
 from bench.rounds import fetch_memory
 from bench.work import RESULTS, ROOT, WORK, get_model, remove
@@ -36,12 +37,14 @@ from tests.engines.servers import S3Account
 BUCKET = "bench"
 MODEL = "bench/model"
 CONTENDERS = WORK / "contenders" / "bin" / "python"
-LOADERS = ("tensorkeep", "runai", "s3torch", "boto3", "ceiling")
+CEILINGS = ("obstore", "ceiling")
+LOADERS = ("tensorkeep", "runai", "s3torch", "boto3", *CEILINGS)
 NAMES = {
     "tensorkeep": "tensorkeep, verified",
     "runai": "runai-model-streamer[s3]",
     "s3torch": "s3torchconnector",
     "boto3": "boto3 transfer manager",
+    "obstore": "ceiling: ranges through obstore, 8 at once",
     "ceiling": "ceiling: sockets, 4 at once",
 }
 _MORE_PUSHES = 6
@@ -62,7 +65,7 @@ class Child:
     """A contender's process, which takes jobs one after the other."""
 
     def __init__(self, kind: str, account: S3Account) -> None:
-        python = sys.executable if kind in ("tensorkeep", "ceiling") else str(CONTENDERS)
+        python = sys.executable if kind in ("tensorkeep", *CEILINGS) else str(CONTENDERS)
         environment = {
             **os.environ,
             **account.environment(),
@@ -264,7 +267,8 @@ def remote_figures(rounds: int, *, model: str = "small", files: int = 2) -> list
         loads = bench_load(scene, rounds, LOADERS[:-1])
         pushes = bench_push(scene, rounds + _MORE_PUSHES)
         cached = bench_cached(scene, rounds)
-    return [*_figures(loads, pushes), _cached_figure(cached)]
+        mixed = far_and_near_figures(scene.account, BUCKET, rounds)
+    return [*_figures(loads, pushes), _cached_figure(cached), *mixed]
 
 
 def _cached_figure(found: dict[str, list[float]]) -> Figure:
@@ -276,7 +280,7 @@ def _cached_figure(found: dict[str, list[float]]) -> Figure:
 
 def _figures(loads: Rounds, pushes: Rounds) -> list[Figure]:
     ours = median(loads["tensorkeep"])
-    others = {kind: median(found) for kind, found in loads.items() if kind not in ("tensorkeep", "ceiling")}
+    others = {kind: median(found) for kind, found in loads.items() if kind not in ("tensorkeep", *CEILINGS)}
     fastest = min(others, key=lambda kind: others[kind].seconds)
     least = min(others, key=lambda kind: others[kind].cpu_seconds)
     push, upload = median(pushes["tensorkeep"]), median(pushes["boto3"])
@@ -289,6 +293,13 @@ def _figures(loads: Rounds, pushes: Rounds) -> list[Figure]:
             at_least=True,
         ),
         Figure(f"the same: CPU seconds / {NAMES[least]}", ours.cpu_seconds / others[least].cpu_seconds, 1.0, ""),
+        Figure(
+            f"the same: rate / {NAMES['obstore']}",
+            median(loads["obstore"]).seconds / ours.seconds,
+            0.9,
+            "",
+            at_least=True,
+        ),
         Figure("push to S3: rate / boto3 upload", upload.seconds / push.seconds, 1.0, "", at_least=True),
     ]
 

@@ -1,6 +1,6 @@
 """One contender of the remote tables, in a process of its own: does what its standard input says, answers with what it cost.
 
-    python bench/remote_contender.py tensorkeep|runai|s3torch|boto3|ceiling
+    python bench/remote_contender.py tensorkeep|runai|s3torch|boto3|obstore|ceiling
 
 Each line in is a JSON object: ``{"do": "load", …}`` or ``{"do": "push", …}``; each line out is ``{"seconds", "cpu_seconds",
 "bytes"}``. CPU seconds are those of this process with all its threads and children; the server's are not among them. It runs
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 PAGE_BYTES = 4096
+RANGE_BYTES = 8 << 20
+OBSTORE_THREADS = 8
 
 
 def touch(arrays: Any) -> int:
@@ -110,6 +112,43 @@ class Boto3:
         return sum(os.path.getsize(path) for path in job["paths"])
 
 
+class Obstore:
+    """What obstore gives: ranges of all files, thrown away; by as many threads as ours has at most, 8 MiB each."""
+
+    def load(self, job: dict[str, Any]) -> int:
+        """Get all ranges."""
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+        import obstore  # noqa: PLC0415
+        from obstore.store import S3Store  # noqa: PLC0415
+
+        client = S3Store(
+            job["bucket"],
+            endpoint=job["endpoint"],
+            region=job["region"],
+            access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
+            secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
+
+        def get(task: tuple[str, int, int]) -> int:
+            key, start, end = task
+            return len(obstore.get_range(client, key, start=start, end=end))
+
+        with ThreadPoolExecutor(OBSTORE_THREADS) as pool:
+            return sum(pool.map(get, _ranges(job["keys"], job["sizes"])))
+
+
+def _ranges(names: list[str], sizes: list[int]) -> list[tuple[str, int, int]]:
+    """Return the ranges of 8 MiB that files are: name, start, end."""
+    return [
+        (name, start, min(start + RANGE_BYTES, size))
+        for name, size in zip(names, sizes, strict=True)
+        for start in range(0, size, RANGE_BYTES)
+    ]
+
+
 class Ceiling:
     """What the server gives: ranges of all files over plain sockets, thrown away."""
 
@@ -117,18 +156,17 @@ class Ceiling:
         """Receive all files by four connections."""
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
-        urls = [(job["urls"][i], start) for i, size in enumerate(job["sizes"]) for start in range(0, size, 8 << 20)]
         with ThreadPoolExecutor(4) as pool:
-            return sum(pool.map(_drain, urls))
+            return sum(pool.map(_drain, _ranges(job["urls"], job["sizes"])))
 
 
-def _drain(task: tuple[str, int]) -> int:
+def _drain(task: tuple[str, int, int]) -> int:
     import socket  # noqa: PLC0415
     from urllib.parse import urlsplit  # noqa: PLC0415
 
-    url, start = task
+    url, start, end = task
     where = urlsplit(url)
-    ask = f"GET {where.path}?{where.query} HTTP/1.1\r\nHost: {where.netloc}\r\nRange: bytes={start}-{start + (8 << 20) - 1}\r\n"
+    ask = f"GET {where.path}?{where.query} HTTP/1.1\r\nHost: {where.netloc}\r\nRange: bytes={start}-{end - 1}\r\n"
     count = 0
     with socket.create_connection((str(where.hostname), where.port or 80)) as connection:
         connection.sendall(ask.encode() + b"Connection: close\r\n\r\n")
@@ -155,6 +193,7 @@ CONTENDERS: dict[str, type] = {
     "runai": Runai,
     "s3torch": S3Torch,
     "boto3": Boto3,
+    "obstore": Obstore,
     "ceiling": Ceiling,
 }
 

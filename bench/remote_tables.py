@@ -3,12 +3,12 @@
 Its contenders are processes of their own too; each must have moved at least the bytes of all tensors.
 """
 
-from bench.remote import NAMES, Rounds, bench_load, bench_push, remote_scene
+from bench.remote import CEILINGS, NAMES, Rounds, bench_load, bench_push, remote_scene
 from bench.results import Kind, Options, Row, Table
 
 FILES = 2
 YARDSTICK = "boto3"
-KINDS: dict[str, Kind] = {"tensorkeep": "ours", "ceiling": "ceiling"}
+KINDS: dict[str, Kind] = {"tensorkeep": "ours", **dict.fromkeys(CEILINGS, "ceiling")}
 
 
 def remote_tables(options: Options) -> list[Table]:
