@@ -4,7 +4,6 @@ Times are ratios within the tables of `bench.loading`; memory is that of process
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -90,14 +89,13 @@ def _open(rounds: int) -> Figure:
 def _mapped_memory(source: Path) -> list[Figure]:
     """Return what one process that loads has written, and what several that load the same together take in all."""
     workers = [ours(f"process {number}") for number in range(PROCESSES)]
-    with ExitStack() as stack:
-        stack.enter_context(running(*workers))
+    with running(*workers):
         before = [worker.ask("weigh")["facts"] for worker in workers]
         with ThreadPoolExecutor(PROCESSES) as pool:
-            grown = [answer["facts"] for answer in pool.map(lambda each: each.ask("keep", store=WORK / STORE), workers)]
+            list(pool.map(lambda each: each.ask("keep", store=WORK / STORE), workers))
         after = [worker.ask("weigh")["facts"] for worker in workers]
     size = size_of_weights(source)
-    shared = sum(new["share"] - old["share"] for new, old in zip(after, before, strict=True))
+    grown = [{kind: new[kind] - old[kind] for kind in new} for new, old in zip(after, before, strict=True)]
     return [
         Figure(
             "private memory that a mapped load adds, the worst of four processes",
@@ -107,7 +105,7 @@ def _mapped_memory(source: Path) -> list[Figure]:
         ),
         Figure(
             f"memory of {PROCESSES} processes that load {size / 2**20:.0f} MiB together",
-            shared / 2**20,
+            sum(each["share"] for each in grown) / 2**20,
             (size + PROCESSES * PRIVATE_BYTES) / 2**20,
             "MiB",
         ),

@@ -113,7 +113,7 @@ class Boto3:
 
 
 class Obstore:
-    """What obstore gives: ranges of all files, thrown away; by as many threads as ours has at most, 8 MiB each."""
+    """What obstore gives: ranges of all files, thrown away; 8 threads, 8 MiB each."""
 
     def load(self, job: dict[str, Any]) -> int:
         """Get all ranges."""

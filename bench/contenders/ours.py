@@ -28,19 +28,13 @@ def _lay(store: str) -> dict[str, Any]:
         return {"tensors": len(opened.model(MODEL).load(framework="torch", verify="off"))}
 
 
-def _keep(store: str) -> dict[str, Any]:
-    """Load a model verified, touch every page, and keep it; return by how many bytes each kind of this process's memory grew."""
-    before = _memory()
+def _keep(store: str) -> None:
+    """Load a model verified, touch every page, and keep it."""
     _held.update(_load(store, verify="blocks").by_name)
     touch_all(_held)
-    return {kind: size - before[kind] for kind, size in _memory().items()}
 
 
 def _weigh() -> dict[str, Any]:
-    return _memory()
-
-
-def _memory() -> dict[str, int]:
     """Return bytes of this process's memory: its share of all (``Pss``: of what n processes map, 1 / n), and what it alone has written.
 
     Source: proc(5), smaps_rollup.
