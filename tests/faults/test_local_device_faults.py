@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,53 @@ def test_an_object_that_shrinks_under_a_read_is_an_integrity_error(root: Path) -
         device.read_into(part(1), 0, [memoryview(bytearray(10_000))])
     with pytest.raises(Integrity, match="shorter than expected: 3000"):
         device.read(part(1))
+
+
+def test_an_object_is_not_shortened_while_it_is_kept(root: Path, device: LocalDevice) -> None:
+    device.put(part(1), [content(4096)])
+    path, size = root / part(1), len(content(4096))
+    opened = device.open_object(part(1))
+    try:
+        assert opened.keep_length(size)
+        assert not opened.keep_length(size + 1)
+        path.chmod(0o600)
+        cutting = threading.Thread(target=os.truncate, args=[path, 1], daemon=True)
+        cutting.start()
+        cutting.join(0.3)
+        assert cutting.is_alive()
+        assert path.stat().st_size == size
+    finally:
+        opened.close()
+    cutting.join(10)
+    assert path.stat().st_size == 1
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "being written", "refused"])
+def test_an_object_that_can_not_be_kept_is_read_instead(
+    root: Path, device: LocalDevice, system: FaultySystem, harm: str
+) -> None:
+    device.put(part(1), [content(4096)])
+    path, size = root / part(1), len(content(4096))
+    path.chmod(0o600)
+    with ExitStack() as stack:
+        if harm == "gone":
+            path.unlink()
+        elif harm == "cut":
+            os.truncate(path, 1)
+        elif harm == "being written":
+            stack.enter_context(path.open("r+b"))
+        else:
+            system.fail("keep_length", errno.EACCES)
+        opened = device.open_object(part(1))
+        stack.callback(opened.close)
+        assert not opened.keep_length(size)
+        if harm in ("gone", "cut"):
+            with pytest.raises(TensorkeepError):
+                opened.read_into(0, [memoryview(bytearray(size))])
+        else:
+            found = bytearray(size)
+            opened.read_into(0, [memoryview(found)])
+            assert bytes(found) == content(4096)
 
 
 @pytest.mark.parametrize("call", ["preadv", "pread"])

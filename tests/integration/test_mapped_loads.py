@@ -1,5 +1,6 @@
 """Loads that lie over files: the same bits as in memory of their own, verified, healed, private, and gone with their arrays."""
 
+import errno
 import gc
 import io
 import os
@@ -7,7 +8,9 @@ import pickle
 import random
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 
 import tensorkeep
 from tensorkeep import Integrity
+from tensorkeep.devices.system_calls import SystemCalls
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.store import reading
 from tensorkeep.store.loading import Mode
@@ -136,8 +140,16 @@ def mapped_bytes() -> list[tuple[int, int]]:
     return found
 
 
-def test_what_only_checks_takes_a_mebibyte_a_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_leases(system: SystemCalls, descriptor: int) -> None:
+    """Refuse, as the kernel does where the file is another user's."""
+    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_where_a_file_can_not_be_held_it_is_read_to_be_checked_two_mebibytes_a_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arrays = push(world)
+    monkeypatch.setattr(SystemCalls, "keep_length", no_leases)
     taken, in_use, most = list[int](), 0, 0
     lock, take, give = threading.Lock(), ScratchPool.take, ScratchPool.give
 
@@ -162,9 +174,54 @@ def test_what_only_checks_takes_a_mebibyte_a_thread(world: World, monkeypatch: p
     assert_equal(model.load(include="embed"), {"embed": arrays["embed"]})
     assert model.report is not None
     assert model.report.bytes_read > 9 * MIB
-    assert max(taken) == MIB
-    assert most <= 3 * readers_per_device(3, os.cpu_count() or 1) * MIB
+    assert max(taken) == 2 * MIB
+    assert most <= 3 * readers_per_device(3, os.cpu_count() or 1) * 2 * MIB
     assert in_use == 0
+
+
+def test_what_lies_over_files_is_checked_where_it_lies(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = push(world)
+    read = list[int]()
+    preadv = SystemCalls.preadv
+
+    def counting(system: SystemCalls, descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+        read.append(sum(map(len, views)))
+        return preadv(system, descriptor, views, offset)
+
+    monkeypatch.setattr(SystemCalls, "preadv", counting)
+    model = world.open().model(MODEL)
+    assert_equal(model.load(), arrays)
+    assert model.report is not None
+    assert model.report.bytes_read >= model.report.mapped_bytes > 9 * MIB
+    assert sum(read) <= model.report.bytes_needed - model.report.mapped_bytes + 8 * BLOCK_BYTES
+
+
+def test_who_would_cut_a_file_waits_until_it_is_checked_and_so_that_is_no_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(world)
+    places = {each.facts.id: world.place(each.facts.name) for each in world.open().devices.list()}
+    look = mapped_tensors.MappedTensors.look
+    cutting = list[threading.Thread]()
+
+    def look_while_it_is_cut(mapped: mapped_tensors.MappedTensors, part: int, *run: int) -> memoryview | None:
+        found = look(mapped, part, *run)
+        if not cutting and found is not None:
+            copy = mapped.sources[part]
+            path = places[copy.device] / copy.name
+            cutting.append(threading.Thread(target=damage_by_truncation, args=[path], daemon=True))
+            cutting[0].start()
+            time.sleep(0.3)
+            assert cutting[0].is_alive()  # else whoever reads it now is killed
+        return found
+
+    monkeypatch.setattr(mapped_tensors.MappedTensors, "look", look_while_it_is_cut)
+    model = world.open().model(MODEL)
+    with suppress(Integrity):  # as the file may be checked in several runs, and be cut between them
+        model.load()
+    assert cutting
+    cutting[0].join(10)
+    assert not cutting[0].is_alive()
 
 
 def test_what_is_written_to_an_array_stays_in_this_process(world: World) -> None:
@@ -287,8 +344,13 @@ def test_each_copy_that_is_chosen_to_be_laid_and_is_gone_is_told(
         world.open().verify()  # which finds that it is back
 
 
+@pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.soak)])
-def test_of_300_flips_none_passes_mapped_or_read(count: int, tmp_path: Path) -> None:
+def test_of_300_flips_none_passes_mapped_or_read(
+    count: int, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not held:
+        monkeypatch.setattr(SystemCalls, "keep_length", no_leases)
     world = World(tmp_path / "world", devices=3, replicas=2)
     arrays = push(world)
     chance = random.Random(1)
@@ -329,7 +391,12 @@ def test_a_device_that_goes_away_between_mapping_and_verifying_is_replaced(
     assert {damage.device_name for damage in model.report.damaged} == {"d0"}
 
 
-def test_flips_in_any_block_of_a_mapped_part_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [True, False])
+def test_flips_in_any_block_of_a_mapped_part_are_found(
+    held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not held:
+        monkeypatch.setattr(SystemCalls, "keep_length", no_leases)
     world = World(tmp_path / "world", devices=1, replicas=1)
     arrays = push(world)
     path = max(part_files(world), key=lambda each: each.stat().st_size)

@@ -11,10 +11,11 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import QueuePool
 
@@ -63,6 +64,16 @@ def open_database(path: str, *, read_only: bool, busy_timeout_s: float = BUSY_TI
         InvalidInput: it is no regular file.
     """
     _check_file(path)
+    engine = _engine(path, read_only, busy_timeout_s)
+    return Database(engine=engine, name=path, read_only=read_only, translate=translate_error)
+
+
+@lru_cache(maxsize=32)
+def _engine(path: str, read_only: bool, busy_timeout_s: float) -> Engine:  # noqa: FBT001 - a key of the cache
+    """Return the engine for a file: the one of before, since it knows how statements are spelled, which takes as long as to run them.
+
+    It keeps nothing of a database that was closed, and looks at the file again for each connection.
+    """
 
     def connect() -> sqlite3.Connection:
         mode = "ro" if read_only else "rw"
@@ -90,7 +101,7 @@ def open_database(path: str, *, read_only: bool, busy_timeout_s: float = BUSY_TI
             raise DisconnectionError(f"{path} is another file now, or this is another process")
 
     event.listen(engine, "checkout", check_out)
-    return Database(engine=engine, name=path, read_only=read_only, translate=translate_error)
+    return engine
 
 
 def translate_error(error: BaseException, path: str) -> TensorkeepError:

@@ -1,12 +1,13 @@
 """The base of devices that wrap another: every call goes through one method, which a wrapper overrides."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain, islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from typing_extensions import Buffer
 
-from tensorkeep.devices.protocol import Device, MappableDevice, ObjectInfo
+from tensorkeep.devices.protocol import Device, MappableDevice, ObjectInfo, OpeningDevice, OpenObject
 from tensorkeep.records.device import Durability
 
 T = TypeVar("T")
@@ -113,6 +114,34 @@ def mappable(device: Device) -> MappableDevice | None:
             return None
         device = device.inner
     return device if isinstance(device, MappableDevice) and device.maps_files else None
+
+
+def open_object(device: Device, name: str) -> OpenObject:
+    """Return an object to read run by run: opened once where its device can do that, else asked for by name for each run."""
+    if _opens(type(device)):
+        return cast("OpeningDevice", device).open_object(name)
+    return _NamedObject(device, name)
+
+
+@cache
+def _opens(kind: type[Device]) -> bool:
+    """Return whether devices of this class open objects: to ask `OpeningDevice` takes longer than to open a file."""
+    return issubclass(kind, OpeningDevice)
+
+
+class _NamedObject:
+    def __init__(self, device: Device, name: str) -> None:
+        self._device = device
+        self._name = name
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        self._device.read_into(self._name, offset, buffers)
+
+    def keep_length(self, size_bytes: int) -> bool:
+        del size_bytes
+        return False
+
+    def close(self) -> None: ...
 
 
 def _started(objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:

@@ -1,21 +1,22 @@
 """Reading a folder of this machine as a device: what `LocalDevice` does without changing anything.
 
 Objects are read with ``preadv``: a file that shrinks under a mapping kills the process, here it is an `Integrity` error. Who
-maps one (`open_to_map`) reads it too, to verify it, and touches the mapping afterwards. Absence is told from a disk that is not there: an empty mount point is `Unavailable`, not `NotFound`.
+maps one (`open_to_map`) and verifies it there has the system keep its length (`OpenObject.keep_length`). Absence is told from a disk that is not there: an empty mount point is `Unavailable`, not `NotFound`.
 """
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 
 from tensorkeep.devices import mounts
 from tensorkeep.devices.buffers import byte_views, count_bytes, move_all
 from tensorkeep.devices.object_names import UNFINISHED_FOLDER, check_object_name, folders_to_list
-from tensorkeep.devices.os_errors import translated_os_errors
+from tensorkeep.devices.os_errors import translate_os_error, translated_os_errors
 from tensorkeep.devices.protocol import ObjectInfo
 from tensorkeep.devices.system_calls import SystemCalls
-from tensorkeep.errors import Integrity, InvalidInput, NotFound, Unavailable
+from tensorkeep.errors import Integrity, InvalidInput, NotFound, TensorkeepError, Unavailable
 from tensorkeep.records.device import IDENTITY_NAME, Durability
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # NONBLOCK: whatever lies under the name, opening it does not hang
@@ -65,22 +66,15 @@ class LocalReader:
 
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers with ``preadv``; the object's size is checked before the first byte."""
-        check_object_name(name)
-        if offset < 0:
-            raise InvalidInput(f"reading {name} from the negative offset {offset}", object=name, offset=offset)
-        views = byte_views(buffers)
-        end = offset + count_bytes(views)
-        with translated_os_errors(f"reading {name}", url=self._url, name=name):
-            descriptor = self._open_object(name)
-            try:
-                size = self._object_size(self._system.fstat(descriptor), name)
-                if end > size:
-                    raise self._too_short(name, end, size)
-                reached = offset + move_all(partial(self._system.preadv, descriptor), views, offset)
-                if reached != end:
-                    raise self._too_short(name, end, reached)
-            finally:
-                self._system.close(descriptor)
+        opened = self.open_object(name)
+        try:
+            opened.read_into(offset, buffers)
+        finally:
+            opened.close()
+
+    def open_object(self, name: str) -> "_OpenFile":
+        """Return an object to read; its file is opened, and its size looked at, by the first read."""
+        return _OpenFile(name, url=self._url, system=self._system, open_sized=self._open_sized)
 
     def read(self, name: str) -> bytes:
         """Return a whole object."""
@@ -98,15 +92,15 @@ class LocalReader:
 
     def open_to_map(self, name: str, size_bytes: int) -> int:
         """Return a descriptor of an object that has exactly that many bytes; whoever gets it closes it."""
-        check_object_name(name)
-        with translated_os_errors(f"opening {name}", url=self._url, name=name):
-            descriptor = self._open_object(name)
-            try:
-                self._check_size(self._object_size(self._system.fstat(descriptor), name), name, size_bytes)
-            except BaseException:
+        try:
+            descriptor, size = self._open_sized(name)
+            if size != size_bytes:
                 self._system.close(descriptor)
-                raise
-            return descriptor
+                text = f"{name} on {self._url} has {size} bytes, not {size_bytes}"
+                raise _wrong_size(text, name, self._url, size_bytes, size)
+        except OSError as error:
+            raise translate_os_error(error, f"opening {name}", url=self._url, name=name) from error
+        return descriptor
 
     def size_of(self, name: str) -> int:
         """Return the size of an object in bytes."""
@@ -138,7 +132,7 @@ class LocalReader:
                 self._system.close(descriptor)
 
     def _path(self, name: str) -> str:
-        return os.path.join(self._root, name) if name else self._root
+        return f"{self._root}/{name}" if name else self._root
 
     def _check_root(self) -> None:
         """Return if the folder is there; else raise `Unavailable`."""
@@ -163,6 +157,16 @@ class LocalReader:
         except FileNotFoundError as error:
             raise self._absent(name) from error
 
+    def _open_sized(self, name: str) -> tuple[int, int]:
+        """Return a descriptor of an object, and its size."""
+        check_object_name(name)
+        descriptor = self._open_object(name)
+        try:
+            return descriptor, self._object_size(self._system.fstat(descriptor), name)
+        except BaseException:
+            self._system.close(descriptor)
+            raise
+
     def _absent(self, name: str) -> NotFound:
         """Return the error for an absent object, if the disk is there at all."""
         self._check_prepared()
@@ -182,23 +186,12 @@ class LocalReader:
             while reached < size:
                 chunk = self._system.pread(descriptor, size - reached, reached)
                 if not chunk:
-                    raise self._too_short(name, size, reached)
+                    raise _too_short(name, self._url, size, reached)
                 chunks.append(chunk)
                 reached += len(chunk)
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         finally:
             self._system.close(descriptor)
-
-    def _check_size(self, size: int, name: str, expected: int) -> None:
-        if size != expected:
-            raise self._wrong_size(f"{name} on {self._url} has {size} bytes, not {expected}", name, expected, size)
-
-    def _too_short(self, name: str, needed: int, size: int) -> Integrity:
-        text = f"{name} on {self._url} is shorter than expected: {size} bytes where {needed} are needed"
-        return self._wrong_size(text, name, needed, size)
-
-    def _wrong_size(self, text: str, name: str, needed: int, size: int) -> Integrity:
-        return Integrity(text, device=self._url, object=name, size_bytes=size, needed_bytes=needed)
 
     def _iter_folders(self, folders: Sequence[str]) -> Iterator[ObjectInfo]:
         with translated_os_errors("listing", url=self._url):
@@ -223,3 +216,72 @@ class LocalReader:
                     except FileNotFoundError:
                         continue  # deleted meanwhile
                     yield ObjectInfo(name, size)
+
+
+class _OpenFile:
+    """A file of a device, opened by its first read; used by one thread.
+
+    Args:
+        name: the object's.
+        url: the device's, for messages.
+        system: the system calls.
+        open_sized: opens an object, and returns the descriptor and its size in bytes.
+    """
+
+    def __init__(
+        self, name: str, *, url: str, system: SystemCalls, open_sized: Callable[[str], tuple[int, int]]
+    ) -> None:
+        self._name = name
+        self._url = url
+        self._system = system
+        self._open_sized = open_sized
+        self._descriptor: int | None = None
+        self._size = 0
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        if offset < 0:
+            raise InvalidInput(
+                f"reading {self._name} from the negative offset {offset}", object=self._name, offset=offset
+            )
+        views = byte_views(buffers)
+        end = offset + count_bytes(views)
+        try:
+            descriptor = self._open()
+            if end > self._size:
+                raise self._too_short(end, self._size)
+            reached = offset + move_all(partial(self._system.preadv, descriptor), views, offset)
+        except OSError as error:
+            raise translate_os_error(error, f"reading {self._name}", url=self._url, name=self._name) from error
+        if reached != end:
+            raise self._too_short(end, reached)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            with suppress(OSError):  # all that was asked for has been read
+                self._system.close(descriptor)
+
+    def keep_length(self, size_bytes: int) -> bool:
+        try:
+            descriptor = self._open()
+            self._system.keep_length(descriptor)
+            return self._system.fstat(descriptor).st_size >= size_bytes  # asked anew: it may have been cut before
+        except (OSError, TensorkeepError):
+            return False  # reading it says why
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor, self._size = self._open_sized(self._name)
+        return self._descriptor
+
+    def _too_short(self, needed: int, size: int) -> Integrity:
+        return _too_short(self._name, self._url, needed, size)
+
+
+def _too_short(name: str, url: str, needed: int, size: int) -> Integrity:
+    text = f"{name} on {url} is shorter than expected: {size} bytes where {needed} are needed"
+    return _wrong_size(text, name, url, needed, size)
+
+
+def _wrong_size(text: str, name: str, url: str, needed: int, size: int) -> Integrity:
+    return Integrity(text, device=url, object=name, size_bytes=size, needed_bytes=needed)

@@ -4,6 +4,7 @@ Names are built by `tensorkeep.records.naming` alone; what is checked here is de
 reach outside a device's folder, or replace its identity.
 """
 
+import re
 from itertools import chain
 
 from tensorkeep.errors import Format, InvalidInput
@@ -21,6 +22,8 @@ FIXED_FOLDERS: frozenset[str] = frozenset(
 )
 """Every folder that `prepare` makes. Only ``versions/<model>`` is made later, on demand."""
 
+_PLAIN = re.compile(rf"((?:{'|'.join(FAN_OUT_FOLDERS)})/[0-9a-f]{{2}})/[0-9A-Za-z][0-9A-Za-z._-]{{0,254}}\Z")
+
 
 def check_object_name(name: str) -> str:
     """Return the folder of an object's name, if layout v1 can have an object there.
@@ -28,6 +31,9 @@ def check_object_name(name: str) -> str:
     Raises:
         InvalidInput: the name is absolute, holds ``..``, or lies in no folder of the layout.
     """
+    plain = _PLAIN.match(name)
+    if plain:  # as nearly all are: each load asks for every part
+        return plain[1]
     try:
         check_path(name)
     except Format as error:

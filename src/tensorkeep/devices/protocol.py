@@ -85,6 +85,31 @@ class Device(Protocol):
         """Return how many bytes can still be written, or None where nobody knows."""
 
 
+class OpenObject(Protocol):
+    """An object that is read run by run, by one thread. Whoever has it closes it."""
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers as `Device.read_into` does; an absent object is an error of the first read."""
+
+    def keep_length(self, size_bytes: int) -> bool:
+        """Have the system let nobody shorten it until it is closed.
+
+        Returns:
+            Whether it does, and the object has at least that many bytes: then a mapping of it can be read without a fault.
+        """
+
+    def close(self) -> None:
+        """Let go of it; nothing is read any more."""
+
+
+@runtime_checkable
+class OpeningDevice(Protocol):
+    """What devices also have that find an object once, and read it at less cost then."""
+
+    def open_object(self, name: str) -> OpenObject:
+        """Return an object to read; nothing of it is looked at yet."""
+
+
 @runtime_checkable
 class BatchPuts(Protocol):
     """What a device has besides that takes several objects together at less cost than one after another."""

@@ -7,6 +7,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
+import sys
 from collections.abc import Sequence
 
 _AT_FDCWD = -100
@@ -48,6 +50,20 @@ class SystemCalls:
     def pread(self, descriptor: int, size_bytes: int, offset: int) -> bytes:
         """Return at most that many bytes from an offset, none at the end."""
         return os.pread(descriptor, size_bytes, offset)
+
+    def keep_length(self, descriptor: int) -> None:
+        """Take a read lease: until the descriptor is closed whoever wants to shorten the file, or to write to it, has to wait.
+
+        At most 45 s (``/proc/sys/fs/lease-break-time``). The kernel tells the holder by a signal: SIGURG here, which does nothing
+        unless a program asks for it. Source: fcntl(2), "Leases".
+
+        Raises:
+            OSError: somebody writes to the file, it is another user's, or the system has no leases.
+        """
+        if sys.platform != "linux":
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
 
     def make_read_only(self, descriptor: int) -> None:
         """Take all rights to write from a file."""

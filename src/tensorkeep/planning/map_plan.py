@@ -108,6 +108,8 @@ def plan_mapping(
 
 def _without_overlap(numbers: Sequence[int], tensors: Sequence[Wanted]) -> tuple[list[int], list[int]]:
     """Return those of the tensors of one part that share no byte with one before, and the others."""
+    if len(numbers) == 1:
+        return list(numbers), []
     kept, sharing, end = list[int](), list[int](), 0
     for number in sorted(numbers, key=lambda each: tensors[each].pieces[0].start):
         piece = tensors[number].pieces[0]

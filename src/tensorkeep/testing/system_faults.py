@@ -51,6 +51,11 @@ class FaultySystem(SystemCalls):
         self._hit("pwritev")
         return super().pwritev(descriptor, self._step(views), offset)
 
+    def keep_length(self, descriptor: int) -> None:
+        """Take a lease, or fail."""
+        self._hit("keep_length")
+        super().keep_length(descriptor)
+
     def preadv(self, descriptor: int, views: Sequence[memoryview], offset: int) -> int:
         """Read a little, or fail."""
         self._hit("preadv")

@@ -23,10 +23,10 @@ def readers_per_device(device_count: int, processors: int) -> int:
     return min(max(processors // 2 // max(device_count, 1), LEAST_READERS), MOST_READERS)
 
 
-def longest_read_bytes(memory_limit_bytes: int, device_count: int, readers: int) -> int:
+def longest_read_bytes(memory_limit_bytes: int, device_count: int, readers: int, *, at_most: int = WINDOW_BYTES) -> int:
     """Return how long reads may be such that each device can have all its readers at work within the limit."""
     share = memory_limit_bytes // max(device_count, 1) // readers
-    return max(min(share, WINDOW_BYTES) // BLOCK_BYTES, 1) * BLOCK_BYTES
+    return max(min(share, at_most) // BLOCK_BYTES, 1) * BLOCK_BYTES
 
 
 @dataclass(slots=True)

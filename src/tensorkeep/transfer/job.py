@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
+from tensorkeep.devices.forwarding import open_object
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.planning.read_plan import PartRead, Piece
@@ -16,8 +18,11 @@ from tensorkeep.transfer.verification import DigestStream, Judge, Mismatch, iter
 WINDOW_BYTES = 8 << 20
 """Longest single read from a device: hashed right after, while it is in the last-level cache."""
 
-CHECK_BYTES = 1 << 20
+CHECK_BYTES = HUGE_PAGE_BYTES
 """The same where bytes are only checked: one buffer a thread, which its own cache holds."""
+
+LONGEST_CHECK_BYTES = 32 << 20
+"""Longest run that is checked at once: nothing of it is kept, and each asks the scheduling thread."""
 
 Deliver = Callable[[PartImage, Sequence[Piece]], int]
 """Takes the pieces of a verified image that were not read in place; returns how many needed bytes that were."""
@@ -25,8 +30,8 @@ Deliver = Callable[[PartImage, Sequence[Piece]], int]
 Landed = Callable[[Sequence[Piece]], int]
 """Told, in the thread that read them, which pieces have landed; returns how many needed bytes that completed beyond those."""
 
-Ahead = Callable[[int, int, int], None]
-"""Told, in the thread that is about to check them, which bytes (part, start, end) are to be checked where they lie elsewhere."""
+Look = Callable[[int, int, int], memoryview | None]
+"""Returns bytes of a part (part, start, end) that are only to be checked where they lie, if they can be read there without a fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ class Reading:
     landed: Landed
     monotonic_s: Callable[[], float]
     should_stop: Callable[[], bool]
-    ahead: Ahead
+    look: Look
 
     def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
         """Read what is pending from one copy, verify it, and deliver when all is there.
@@ -130,56 +135,57 @@ class Reading:
         are raised.
         """
         started = self.monotonic_s()
-        if job.image is None:
-            self._lay_out(job)
-            assert job.image is not None
-        bytes_read, failure, stopped = self._fill(job, job.image, source, device)
+        bytes_read, failure, stopped = self._fill(job, source, device)
         if failure and failure.kind == "corrupt":
-            more, failure, stopped = self._fill(job, job.image, source, device)
+            more, failure, stopped = self._fill(job, source, device)
             bytes_read += more
         ended = self.monotonic_s()
         if not job.pending and job.race is not None and not job.race.win(job):
             self.let_go(job)
             return Attempt(bytes_read, started, ended, late=True)
-        delivered = 0 if job.pending else self._deliver(job, job.image)
+        delivered = 0 if job.pending else self._deliver(job)
         return Attempt(bytes_read, started, ended, delivered, failure, stopped)
 
-    def _lay_out(self, job: ReadJob) -> None:
-        if job.optional:
+    def _image_of(self, job: ReadJob) -> PartImage:
+        """Return the memory that a job is read into."""
+        if job.image is None and job.optional:
             job.scratch = self.scratch.take(min(job.read.end - job.read.start, CHECK_BYTES))
-            job.image, job.copied = PassingImage(job.scratch), list(job.read.pieces)
-        else:
+            job.image = PassingImage(job.scratch)
+        elif job.image is None:
             direct = self.direct if job.race is None else _nowhere
             job.image, job.copied, job.scratch = lay_out(job.read, direct, self.scratch)
+        return job.image
 
-    def _fill(
-        self, job: ReadJob, image: PartImage, source: PartSource, device: Device
-    ) -> tuple[int, Failure | None, bool]:
+    def _fill(self, job: ReadJob, source: PartSource, device: Device) -> tuple[int, Failure | None, bool]:
         part = job.read.part
         if source.length != self.part_sizes[part]:
             reason = f"the copy has {source.length} bytes, the part {self.part_sizes[part]}"
             return 0, Failure(source, "corrupt", reason), False
         stream = DigestStream() if self.verify == "digest" else None
         windows = list(iter_windows(job.pending, CHECK_BYTES if job.optional else WINDOW_BYTES))
-        done, left, bad = 0, windows, list[Mismatch]()
+        done, reached, bad = 0, 0, list[Mismatch]()
         failure, stopped = None, False
-        for number, (start, end) in enumerate(windows):
-            left = windows[number:]
-            if stopped := self.should_stop():
-                break
-            if job.optional and (number == 0 or start % HUGE_PAGE_BYTES == 0):
-                self.ahead(part, start, min(start - start % HUGE_PAGE_BYTES + HUGE_PAGE_BYTES, job.read.end))
-            views = image.views(start, end)
-            try:
-                device.read_into(source.name, source.offset + start, views)
-            except TensorkeepError as error:
-                failure = _failure_of(source, error)
-                break
-            done, left = done + end - start, windows[number + 1 :]
-            if stream:
-                stream.update(views)
-            elif self.verify == "blocks":
-                bad += self.judge.judge_blocks(image, part, start, end)
+        with closing(open_object(device, source.name)) as opened:
+            # what is only checked is judged where it lies, unless its file could be shortened meanwhile
+            lies = job.optional and self.verify == "blocks" and opened.keep_length(source.offset + source.length)
+            for start, end in windows:
+                if stopped := self.should_stop():
+                    break
+                seen = self.look(part, start, end) if job.optional else None
+                image = PassingImage(seen) if lies and seen is not None else self._image_of(job)
+                try:
+                    if image is job.image:
+                        opened.read_into(source.offset + start, image.views(start, end))
+                except TensorkeepError as error:
+                    failure = _failure_of(source, error)
+                    break
+                reached += 1
+                done += end - start
+                if stream:
+                    stream.update(image.views(start, end))
+                elif self.verify == "blocks":
+                    bad += self.judge.judge_blocks(image, part, start, end)
+        left = windows[reached:]
         if stream and not left:
             bad = self.judge.judge_digest(part, stream.digest())
         if bad:
@@ -191,7 +197,7 @@ class Reading:
 
     def close(self) -> None:
         """Forget the destinations. Nobody may deliver any more."""
-        self.direct, self.deliver, self.landed, self.ahead = _nowhere, _to_nobody, nothing_finished, nothing_ahead
+        self.direct, self.deliver, self.landed, self.look = _nowhere, _to_nobody, nothing_finished, nothing_seen
 
     def let_go(self, job: ReadJob) -> None:
         """Give back the memory of a job that has ended."""
@@ -199,9 +205,13 @@ class Reading:
             self.scratch.give(job.scratch)
         job.image = job.scratch = None
 
-    def _deliver(self, job: ReadJob, image: PartImage) -> int:
-        placed = sum(piece.length for piece in job.read.pieces) - sum(piece.length for piece in job.copied)
-        delivered = placed + self.deliver(image, job.copied)
+    def _deliver(self, job: ReadJob) -> int:
+        needed = sum(piece.length for piece in job.read.pieces)
+        if job.optional:  # it lies where it should
+            delivered = needed
+        else:
+            delivered = needed - sum(piece.length for piece in job.copied)
+            delivered += self.deliver(self._image_of(job), job.copied)
         self.let_go(job)
         return delivered + self.landed(job.read.pieces)
 
@@ -215,8 +225,8 @@ def nothing_finished(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Land
     return 0
 
 
-def nothing_ahead(part: int, start: int, end: int) -> None:
-    """Do nothing: what is to be checked lies nowhere else."""
+def nothing_seen(part: int, start: int, end: int) -> None:
+    """Return None: what is to be checked lies nowhere."""
 
 
 def _nowhere(piece: Piece) -> memoryview | None:  # noqa: ARG001 - as `Reading.direct`

@@ -1,7 +1,7 @@
 """The *map* mode of a load: whole tensors as views of their parts' files, laid side by side (`planning.map_plan`).
 
-`map_tensors` lays the files and touches nothing: what it returns is not verified. `transfer.reader.read_boxes` verifies it, by
-reading the same copies of the parts, in the same run that reads what could not be mapped; where a copy turns out bad it is taken
+`map_tensors` lays the files and touches nothing: what it returns is not verified. `transfer.reader.read_boxes` verifies it
+where it lies (`MappedTensors.look`), in the same run that reads what could not be mapped; where a copy turns out bad it is taken
 out from under the tensors (`MappedTensors.replace`) and a good one read into its place.
 """
 
@@ -50,10 +50,9 @@ class MappedTensors:
         self._area = area
         self._wanted = wanted
         self._lays = lays
-        self._long: dict[int, list[Lay]] = {}
+        self._lays_of: dict[int, list[Lay]] = {}
         for lay in lays:
-            if lay.length >= HUGE_PAGE_BYTES:
-                self._long.setdefault(lay.part, []).append(lay)
+            self._lays_of.setdefault(lay.part, []).append(lay)
         self.sources = sources
         self.failed = failed
         self.unmapped = unmapped
@@ -88,15 +87,21 @@ class MappedTensors:
         for number in self.views:
             yield from (piece for piece in self._wanted[number].pieces if piece.part in parts)
 
-    def populate(self, part: int, start: int, end: int) -> None:
-        """Have the pages of a part's bytes mapped now where huge pages suit them: what is read to be verified is there for all then.
+    def look(self, part: int, start: int, end: int) -> memoryview | None:
+        """Have bytes of a part mapped now, where huge pages suit them, and return them where they lie.
 
-        ``start`` is a multiple of a page.
+        As long as nobody shortens the part's file, reading them is no fault. None: they do not lie there in one run, or are not
+        all mapped. ``start`` is a multiple of a page.
         """
-        for lay in self._long.get(part, ()):
+        found = None
+        for lay in self._lays_of.get(part, ()):
             low, high = max(start, lay.start), min(end, lay.start + lay.length)
-            if low < high:
-                self._area.populate(lay.at + low - lay.start, high - low)
+            is_whole = found is None and (low, high) == (start, end)
+            if low < high and (is_whole or lay.length >= HUGE_PAGE_BYTES):
+                at = lay.at + low - lay.start
+                if self._area.populate(at, high - low) and is_whole:
+                    found = self._area.view(at, high - low)
+        return found
 
     def replace(self, parts: set[int]) -> None:
         """Lay fresh memory in the place of these parts: what lies there was found bad, or could not be verified.

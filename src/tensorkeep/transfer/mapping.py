@@ -4,7 +4,8 @@ The range is anonymous memory of a stdlib ``mmap``, which every array over it ke
 the last one dies, files included. Files are laid over its pages by ``mmap(2)`` with MAP_FIXED, private: what is written to an
 array stays in this process. ``mmap`` is called through ctypes, since Python's can't name an address.
 
-Touching a page of a file that has become shorter is a SIGBUS. So nothing here touches a page, and whoever verifies reads the file.
+Touching a page of a file that has become shorter is a SIGBUS. So nothing here touches a page; to populate them is an error instead, and whoever
+reads them then has the file keep its length.
 """
 
 import ctypes
@@ -57,10 +58,14 @@ class MappedRange:
         if length >= HUGE_PAGE_BYTES:
             ask_for_huge_pages(self._address + at, length)
 
-    def populate(self, at: int, length: int) -> None:
-        """Have pages of the range mapped now, so that whoever touches them need not wait; ``at`` is a multiple of a page. A hint."""
+    def populate(self, at: int, length: int) -> bool:
+        """Have pages of the range mapped now, so that whoever touches them need not wait; ``at`` is a multiple of a page.
+
+        Returns:
+            Whether all of them are: not those past a file's end.
+        """
         self._check(at, length)
-        populate(self._address + at, length)
+        return populate(self._address + at, length)
 
     def lay_memory(self, at: int, length: int) -> memoryview:
         """Lay fresh zeroed memory there instead, and return it.

@@ -56,13 +56,13 @@ def ask_for_huge_pages(address: int, size_bytes: int) -> None:
         _madvise()(address, size_bytes, advice)
 
 
-def populate(address: int, size_bytes: int) -> None:
+def populate(address: int, size_bytes: int) -> bool:
     """Have the kernel map the pages of mapped addresses now, reading files where it has to; no page is touched, so none can fault.
 
-    A hint: what can't be read, and a kernel before 5.14, leaves pages as they were. Source: madvise(2), MADV_POPULATE_READ.
+    Returns:
+        Whether all of them are: not what can't be read, and none by a kernel before 5.14. Source: madvise(2), MADV_POPULATE_READ.
     """
-    if sys.platform == "linux":
-        _madvise()(address, size_bytes, _MADV_POPULATE_READ)
+    return sys.platform == "linux" and _madvise()(address, size_bytes, _MADV_POPULATE_READ) == 0
 
 
 @cache

@@ -2,7 +2,7 @@
 
 Both plan first (`planning.read_plan`), then run the plan (`transfer.schedule`). This is the *read* mode of a load: bytes
 land in memory that the caller owns, each block verified by the thread that read it. What the *map* mode laid over addresses
-(`transfer.mapped_tensors`) is verified in the same run, by reading it into memory that is used again.
+(`transfer.mapped_tensors`) is verified in the same run, where it lies.
 """
 
 import threading
@@ -26,7 +26,18 @@ from tensorkeep.transfer.boxes import Box, Landing, land_box
 from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
 from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
-from tensorkeep.transfer.job import Ahead, Deliver, Failure, Landed, Reading, ReadJob, nothing_ahead, nothing_finished
+from tensorkeep.transfer.job import (
+    LONGEST_CHECK_BYTES,
+    WINDOW_BYTES,
+    Deliver,
+    Failure,
+    Landed,
+    Look,
+    Reading,
+    ReadJob,
+    nothing_finished,
+    nothing_seen,
+)
 from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, Verify, add_reports
 from tensorkeep.transfer.schedule import Scheduler
@@ -87,9 +98,6 @@ def read_boxes(
         delivered = 0
         with copies_of(carriers):
             for piece in pieces:
-                if piece.item >= len(landings):
-                    delivered += piece.length  # of mapped tensors: read to be verified, they lie where they should
-                    continue
                 landing, offset = landings[piece.item], piece.offset
                 for view in image.views(piece.start, piece.start + piece.length):
                     delivered += landing.write(offset, view)
@@ -97,15 +105,17 @@ def read_boxes(
         return delivered
 
     def direct(piece: Piece) -> memoryview | None:
-        return landings[piece.item].direct(piece.offset, piece.length) if piece.item < len(landings) else None
+        return landings[piece.item].direct(piece.offset, piece.length)
 
     with collection_paused():
         pieces = list(_box_pieces(boxes, landings))
         landed = _Finishing(landings, pieces, whole)
-        checks = load.plan(mapped.runs(len(landings))) if mapped and verify != "off" else []
+        checks = (
+            load.plan(mapped.runs(len(landings)), at_most=LONGEST_CHECK_BYTES) if mapped and verify != "off" else []
+        )
         reads = load.plan(pieces)
     if mapped:
-        load.ahead = mapped.populate
+        load.look = mapped.look
         bad = load.run(reads, direct, deliver, landed, checks, mapped.sources, mapped.failed)
     else:
         bad = load.run(reads, direct, deliver, landed)
@@ -298,14 +308,14 @@ class _Load:
         self._needed_parts: tuple[int, ...] = ()
         self.bytes_needed = 0
         self.carriers: Sequence[Carrier] = ()
-        self.ahead: Ahead = nothing_ahead
+        self.look: Look = nothing_seen
         self.cancellation: Cancellation | None = None
 
-    def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False) -> list[PartRead]:
+    def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False, at_most: int = WINDOW_BYTES) -> list[PartRead]:
         return plan_reads(
             pieces,
             self._parts.sizes,
-            max_read_bytes=longest_read_bytes(self._limit, len(self._parts.devices), self._readers()),
+            max_read_bytes=longest_read_bytes(self._limit, len(self._parts.devices), self._readers(), at_most=at_most),
             align=1 if self._verify == "off" else BLOCK_BYTES,
             whole_parts=self._verify == "digest",
             keep_whole=keep_whole,
@@ -365,7 +375,7 @@ class _Load:
             landed=landed,
             monotonic_s=self._runtime.clock.monotonic_s,
             should_stop=self._stop_sign.should_stop,
-            ahead=self.ahead,
+            look=self.look,
         )
         self._scheduler = Scheduler(
             self._parts,

@@ -100,10 +100,10 @@ def test_a_long_file_at_its_place_can_be_populated_and_what_is_not_there_is_no_f
     assert np.frombuffer(area.view(0, 1), np.uint8).ctypes.data % HUGE_PAGE_BYTES == 0
     lay(area, 0, path, 0, 3 * HUGE_PAGE_BYTES)
     assert resident(area, 2 * HUGE_PAGE_BYTES) == 0
-    area.populate(0, 2 * HUGE_PAGE_BYTES)
+    assert area.populate(0, 2 * HUGE_PAGE_BYTES)
     assert resident(area, 2 * HUGE_PAGE_BYTES) == 2 * HUGE_PAGE_BYTES
     os.truncate(path, HUGE_PAGE_BYTES)
-    area.populate(0, 3 * HUGE_PAGE_BYTES)  # to touch the end now would be the end of the process
+    assert not area.populate(0, 3 * HUGE_PAGE_BYTES)  # to touch the end now would be the end of the process
     assert bytes(area.view(0, HUGE_PAGE_BYTES)) == path.read_bytes()
     with pytest.raises(ValueError, match="range"):
         area.populate(0, 4 * HUGE_PAGE_BYTES)
