@@ -170,11 +170,12 @@ def choose_copies(
         devices = copies.get(part, ())
         if not devices:
             continue
-        size = needs[part]
-        best = min(
-            range(len(devices)),
-            key=lambda i: (load.get(devices[i], 0) + size) / speed.get(devices[i], default),
-        )
+        size, best = needs[part], 0
+        if len(devices) > 1:
+            best = min(
+                range(len(devices)),
+                key=lambda i: (load.get(devices[i], 0) + size) / speed.get(devices[i], default),
+            )
         chosen[part] = best
         load[devices[best]] = load.get(devices[best], 0) + size
     seconds = {device: size / speed.get(device, default) for device, size in load.items()}

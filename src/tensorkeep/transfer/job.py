@@ -1,6 +1,7 @@
 """One read of a plan, through all its attempts: what is still pending, what was tried, where the bytes lie."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ WINDOW_BYTES = 8 << 20
 
 CHECK_BYTES = HUGE_PAGE_BYTES
 """The same where bytes are only checked: one buffer a thread, which its own cache holds."""
+
+LOOK_BYTES = 16 << 20
+"""The same where they are checked where they lie. All of it is populated at once, so that the disk has enough to do: 2.2 GB cold, 4
+threads, 2 MiB 1.9 s, 16 MiB 1.4 s."""
 
 LONGEST_CHECK_BYTES = 32 << 20
 """Longest run that is checked at once: nothing of it is kept, and each asks the scheduling thread."""
@@ -162,16 +167,20 @@ class Reading:
             reason = f"the copy has {source.length} bytes, the part {self.part_sizes[part]}"
             return 0, Failure(source, "corrupt", reason), False
         stream = DigestStream() if self.verify == "digest" else None
-        windows = list(iter_windows(job.pending, CHECK_BYTES if job.optional else WINDOW_BYTES))
-        done, reached, bad = 0, 0, list[Mismatch]()
+        done, left, bad = 0, deque[tuple[int, int]](), list[Mismatch]()
         failure, stopped = None, False
         with closing(open_object(device, source.name)) as opened:
             # what is only checked is judged where it lies, unless its file could be shortened meanwhile
             lies = job.optional and self.verify == "blocks" and opened.keep_length(source.offset + source.length)
-            for start, end in windows:
-                if stopped := self.should_stop():
-                    break
+            longest = WINDOW_BYTES if not job.optional else LOOK_BYTES if lies else CHECK_BYTES
+            left.extend(iter_windows(job.pending, longest))
+            while left and not (stopped := self.should_stop()):
+                start, end = left[0]
                 seen = self.look(part, start, end) if job.optional else None
+                if seen is None and job.optional and end - start > CHECK_BYTES:  # some of it lies elsewhere
+                    left.popleft()
+                    left.extendleft([*iter_windows([(start, end)], CHECK_BYTES)][::-1])
+                    continue
                 image = PassingImage(seen) if lies and seen is not None else self._image_of(job)
                 try:
                     if image is job.image:
@@ -179,20 +188,19 @@ class Reading:
                 except TensorkeepError as error:
                     failure = _failure_of(source, error)
                     break
-                reached += 1
+                left.popleft()
                 done += end - start
                 if stream:
                     stream.update(image.views(start, end))
                 elif self.verify == "blocks":
                     bad += self.judge.judge_blocks(image, part, start, end)
-        left = windows[reached:]
         if stream and not left:
             bad = self.judge.judge_digest(part, stream.digest())
         if bad:
             failure = failure or Failure(source, "corrupt", bad[0].reason, bad[0].confirmed)
         # A digest says nothing of a piece of a part: then the next copy starts from the beginning.
         restart = stream is not None and bool(left or bad)
-        job.pending = job.pending if restart else [(each.start, each.end) for each in bad] + left
+        job.pending = job.pending if restart else [*((each.start, each.end) for each in bad), *left]
         return done, failure, stopped
 
     def close(self) -> None:
