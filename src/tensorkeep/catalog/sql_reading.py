@@ -11,7 +11,7 @@ from tensorkeep.catalog.database import among, among_given, chunks, given, lock_
 from tensorkeep.catalog.protocol import DeviceUsage, Location, ObjectKey, VersionUsage
 from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_owing import copies_owed_of, read_owed, usable_copies
-from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of
+from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of, place_of
 from tensorkeep.errors import NotFound
 from tensorkeep.records.naming import ObjectKind
 
@@ -21,11 +21,13 @@ def locate(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey,
     found: dict[ObjectKey, list[Location]] = {key: [] for key in keys}
     query = _select_located(connection.dialect.name)
     for kind in ObjectKind:
-        digests = [key.digest for key in found if key.kind is kind]
-        for chunk in chunks(digests):
-            for row in connection.execute(query, {"kind": kind.value, **given(connection, chunk)}).all():
-                location = location_of(row)
-                found[location.key].append(location)
+        by_digest = {key.digest: key for key in found if key.kind is kind}
+        for chunk in chunks(list(by_digest)):
+            for _, digest, size_bytes, *place in connection.execute(
+                query, {"kind": kind.value, **given(connection, chunk)}
+            ).all():
+                key = by_digest[digest]
+                found[key].append(place_of(place, key, size_bytes))
     return found
 
 

@@ -87,9 +87,8 @@ def plan_mapping(
         if len(plan.lays) >= most_lays:
             plan.unmapped.update(dict.fromkeys(numbers, "too many"))
             continue
-        pieces = [tensors[number].pieces[0] for number in numbers]
-        first = min(piece.start for piece in pieces)
-        last = max(piece.start + piece.length for piece in pieces)
+        pieces = [tensors[number].pieces[0] for number in numbers]  # in order, and apart
+        first, last = pieces[0].start, pieces[-1].start + pieces[-1].length
         _skip(plan, first, last - first, page_bytes, huge_bytes)
         at = _lay(plan, part, first, last, page_bytes)
         plan.places.update((number, at + piece.start) for number, piece in zip(numbers, pieces, strict=True))

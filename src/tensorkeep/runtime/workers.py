@@ -64,6 +64,9 @@ class LeavablePool(WorkerPool, Protocol):
     def abandon(self) -> None:
         """Let the pool be left at once: what runs goes on alone, and ends with the process at the latest."""
 
+    def grow(self, max_workers: int) -> None:
+        """Let it have up to that many workers from now on."""
+
 
 class Workers(Protocol):
     """Opens pools."""
@@ -128,6 +131,9 @@ class _LeavableThreads:
     def abandon(self) -> None:
         self._abandoned = True
 
+    def grow(self, max_workers: int) -> None:
+        self._most = max(self._most, max_workers)
+
     def __enter__(self) -> Self:
         return self
 
@@ -187,6 +193,9 @@ class _InlinePool:
         return future
 
     def abandon(self) -> None:
+        pass
+
+    def grow(self, max_workers: int) -> None:
         pass
 
     def __enter__(self) -> Self:

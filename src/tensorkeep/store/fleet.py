@@ -103,7 +103,7 @@ class Fleet:
             if member.writable and member.device is not None:
                 try:
                     identity = _read_identity(member.facts, member.device)
-                    self._check_same(member.facts, identity)
+                    self._check_same(member.facts, identity, self._catalog.info().store)
                     heads.append(_read_head(member.facts, member.device, identity))
                 except TensorkeepError:
                     self._distrust(member.facts.id)  # it can't tell any more; its next use finds out why
@@ -117,7 +117,7 @@ class Fleet:
         """
         identity = _read_identity(facts, device)
         try:
-            self._check_same(facts, identity)
+            self._check_same(facts, identity, self._catalog.info().store)
         except Unavailable:
             self._distrust(facts.id)
             raise
@@ -164,8 +164,9 @@ class Fleet:
 
     def _check_identity(self, facts: DeviceFacts, device: Device) -> None:
         identity = _read_identity(facts, device)
-        self._check_same(facts, identity)
-        if identity.epoch < self._catalog.info().epoch:
+        info = self._catalog.info()
+        self._check_same(facts, identity, info.store)
+        if identity.epoch < info.epoch:
             raise Unavailable(
                 f"device {facts.name} was away when the catalog was rebuilt, so that nothing is known of what it holds: run "
                 "`tensorkeep rebuild-catalog` again to take it in, or mark it with `tensorkeep device lost`",
@@ -173,9 +174,9 @@ class Fleet:
                 reason=UNSEEN,
             )
 
-    def _check_same(self, facts: DeviceFacts, identity: DeviceIdentity) -> None:
+    @staticmethod
+    def _check_same(facts: DeviceFacts, identity: DeviceIdentity, store: str) -> None:
         """Return if an identity is this store's and this very device's; raises `Unavailable`."""
-        store = self._catalog.info().store
         if identity.store != store:
             raise Unavailable(
                 f"{facts.url} belongs to another store ({identity.store}), not to this one ({store}): "

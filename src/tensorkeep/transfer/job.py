@@ -1,6 +1,7 @@
 """One read of a plan, through all its attempts: what is still pending, what was tried, where the bytes lie."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -96,15 +97,20 @@ class ReadJob:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the read takes, in destinations and in scratch."""
+        """What is read, or what its scratch takes where that is more."""
         return max(self.read.end - self.read.start, self.least_bytes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that the read takes, in destinations and in scratch."""
+        return min(self.size_bytes, CHECK_BYTES) if self.optional else self.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What one attempt gave; times by the runtime's clock.
 
-    ``delivered`` needed bytes have landed; the job is done where ``failure`` and ``stopped`` are both unset. ``late``: all was read,
+    ``busy_s``: what of it the thread computed, and did not wait. ``delivered`` needed bytes have landed; the job is done where ``failure`` and ``stopped`` are both unset. ``late``: all was read,
     and another attempt had delivered it.
     """
 
@@ -115,6 +121,7 @@ class Attempt:
     failure: Failure | None = None
     stopped: bool = False
     late: bool = False
+    busy_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -139,17 +146,17 @@ class Reading:
         blamed, and then pending for the next copy. Errors of the device become the attempt's failure; errors of delivery
         are raised.
         """
-        started = self.monotonic_s()
+        started, busy_s = self.monotonic_s(), -time.thread_time()
         bytes_read, failure, stopped = self._fill(job, source, device)
         if failure and failure.kind == "corrupt":
             more, failure, stopped = self._fill(job, source, device)
             bytes_read += more
-        ended = self.monotonic_s()
+        ended, busy_s = self.monotonic_s(), busy_s + time.thread_time()
         if not job.pending and job.race is not None and not job.race.win(job):
             self.let_go(job)
-            return Attempt(bytes_read, started, ended, late=True)
+            return Attempt(bytes_read, started, ended, late=True, busy_s=busy_s)
         delivered = 0 if job.pending else self._deliver(job)
-        return Attempt(bytes_read, started, ended, delivered, failure, stopped)
+        return Attempt(bytes_read, started, ended, delivered, failure, stopped, busy_s=busy_s)
 
     def _image_of(self, job: ReadJob) -> PartImage:
         """Return the memory that a job is read into."""

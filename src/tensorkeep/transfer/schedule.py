@@ -145,9 +145,9 @@ class Scheduler:
         job = queue.waiting[0][0]
         if job.admitted:
             return True
-        size = job.size_bytes
+        size = job.memory_bytes
         share = self._limit // len(self.queues)
-        full = self._held_bytes + size > self._limit or queue.held_bytes + size > max(share, size)
+        full = self._held_bytes + size > self._limit or queue.memory_bytes + size > max(share, size)
         if self._held_bytes and full and not (queue.running == 0 and self._all_are_late()):
             return False
         job.admitted = True
@@ -174,6 +174,7 @@ class Scheduler:
     ) -> None:
         now = self._runtime.clock.monotonic_s()
         queue.held_bytes += job.size_bytes
+        queue.memory_bytes += job.memory_bytes
         queue.running += 1
         queue.asked_s = now if queue.asked_s is None else queue.asked_s
         if job.race is not None:
@@ -205,6 +206,7 @@ class Scheduler:
         queue = self.queues[running.source.device]
         queue.running -= 1
         queue.held_bytes -= job.size_bytes
+        queue.memory_bytes -= job.memory_bytes
         if job.race is not None:
             job.race.running -= 1
         if future.cancelled():  # another was first, before this one had begun
@@ -212,6 +214,8 @@ class Scheduler:
             return
         attempt = future.result()
         queue.count(attempt)
+        if job.optional:
+            queue.count_check(attempt)
         self._count_read(queue, attempt)
         if attempt.failure:
             self._record(job, attempt.failure)
@@ -224,7 +228,7 @@ class Scheduler:
 
     def _finish(self, job: ReadJob, attempt: Attempt) -> None:
         self._unfinished -= 1
-        self._held_bytes -= job.size_bytes
+        self._held_bytes -= job.memory_bytes
         if (race := job.race) is not None:
             race.is_over = True
             if race.running:
@@ -349,7 +353,7 @@ class Scheduler:
             self.hedged += 1
             self.abandoned.add(job.read.part)
             self._unfinished -= 1
-            self._held_bytes -= job.size_bytes if job.admitted else 0
+            self._held_bytes -= job.memory_bytes if job.admitted else 0
 
     def _leave_waiting(self, queue: DeviceQueue) -> None:
         """Leave the optional reads that wait behind one that is late."""
@@ -433,7 +437,7 @@ class Scheduler:
         self.abandoned.add(job.read.part)
         self._unfinished -= 1
         if job.admitted:
-            self._held_bytes -= job.size_bytes
+            self._held_bytes -= job.memory_bytes
         self._reading.let_go(job)
 
     def _time_left(self, source: PartSource) -> float:

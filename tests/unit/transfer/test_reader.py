@@ -405,6 +405,9 @@ class _CountedPool:
     def abandon(self) -> None:
         self._pool.abandon()
 
+    def grow(self, max_workers: int) -> None:
+        self._pool.grow(max_workers)
+
     def __enter__(self) -> Self:
         self._pool.__enter__()
         return self

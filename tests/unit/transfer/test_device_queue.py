@@ -1,0 +1,46 @@
+"""How many reads of a local device run at once: more where checks wait for its disk, and only there."""
+
+import threading
+
+import pytest
+
+from tensorkeep.records.layout import MIB
+from tensorkeep.runtime import ThreadWorkers
+from tensorkeep.transfer.device_queue import MOST_WAITING_READERS, DeviceQueue
+from tensorkeep.transfer.job import Attempt
+
+
+def check(size_bytes: int, took_s: float, busy_s: float) -> Attempt:
+    return Attempt(size_bytes, 10.0, 10.0 + took_s, busy_s=busy_s)
+
+
+def test_checks_that_wait_for_a_disk_get_more_readers_up_to_a_limit() -> None:
+    with ThreadWorkers().open_leavable_pool(4, "test") as pool:
+        queue = DeviceQueue("d0", local_readers=4, pool=pool)
+        found = []
+        for _ in range(40):
+            queue.count_check(check(16 * MIB, 0.1, 0.005))
+            found.append(queue.local_readers)
+        assert found[:12] == [4, 4, 4, *[8] * 8, MOST_WAITING_READERS]
+        assert found[-1] == MOST_WAITING_READERS
+        together = threading.Barrier(MOST_WAITING_READERS)
+        for future in [pool.submit(together.wait, 30) for _ in range(MOST_WAITING_READERS)]:
+            future.result(30)  # all of them run at once
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [check(16 * MIB, 0.01, 0.001), check(16 * MIB, 0.1, 0.05), check(0, 0.0, 0.0)],
+    ids=["fast", "busy", "nothing"],
+)
+def test_others_do_not(attempt: Attempt) -> None:
+    with ThreadWorkers().open_leavable_pool(4, "test") as pool:
+        queue = DeviceQueue("d0", local_readers=4, pool=pool)
+        for _ in range(3):
+            queue.count_check(check(16 * MIB, 0.1, 0.005))
+        queue.count_check(attempt)  # they have to wait one after another
+        for _ in range(3):
+            queue.count_check(check(16 * MIB, 0.1, 0.005))
+        for _ in range(20):
+            queue.count_check(attempt)
+        assert queue.local_readers == 4
