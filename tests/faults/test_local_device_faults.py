@@ -282,6 +282,29 @@ def test_an_object_is_not_shortened_while_it_is_kept(root: Path, device: LocalDe
     assert path.stat().st_size == 1
 
 
+def test_a_process_that_was_forked_does_not_go_on_keeping_an_object(root: Path, device: LocalDevice) -> None:
+    device.put(part(1), [content(4096)])
+    opened = device.open_object(part(1))
+    assert opened.keep_length(4096)
+    end, begin = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(begin)
+        os.read(end, 1)
+        os._exit(0)
+    os.close(end)
+    try:
+        opened.close()
+        (root / part(1)).chmod(0o600)
+        cutting = threading.Thread(target=os.truncate, args=[root / part(1), 1], daemon=True)
+        cutting.start()
+        cutting.join(10)
+        assert not cutting.is_alive()
+    finally:
+        os.close(begin)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.parametrize("harm", ["gone", "cut", "being written", "refused"])
 def test_an_object_that_can_not_be_kept_is_read_instead(
     root: Path, device: LocalDevice, system: FaultySystem, harm: str

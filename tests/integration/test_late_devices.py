@@ -156,3 +156,18 @@ def test_both_devices_a_little_slow_are_simply_waited_for(
     assert_right(model.load(mode="read"))
     assert model.report is not None
     assert model.report.hedged == 0
+
+
+def test_a_long_check_that_goes_on_is_not_late(tmp_path: Path, fleet: Fleet) -> None:
+    """Each window of a check is well in time, all of it together is not."""
+    array = np.random.default_rng(0).standard_normal((8 << 20) // 4, np.float32)
+    world = World(tmp_path / "world", devices=2, replicas=2)
+    world.create().push({"w": array}, MODEL, part_size=16 * MIB)
+    model = opened(world, fleet)
+    for device in fleet.by_name.values():
+        device.wait_s = 1.2  # four windows: 4.8 s
+    assert model.load()["w"].tobytes() == array.tobytes()
+    assert model.report is not None
+    assert model.report.mapped_bytes == array.nbytes
+    assert model.report.hedged == 0
+    world.end()

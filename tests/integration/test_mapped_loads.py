@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -377,18 +378,44 @@ def test_a_device_that_goes_away_between_mapping_and_verifying_is_replaced(
     arrays = push(world)
     lay_all = mapped_tensors._lay_all
 
-    def lay_and_lose(*words: object) -> set[int]:
-        broken = lay_all(*words)  # type: ignore[arg-type]
+    def lay_and_lose(*words: Any) -> Any:
+        laid = lay_all(*words)
         for path in world.files("d0"):
             if "/parts/" in str(path):
                 damage_by_truncation(path)
-        return broken
+        return laid
 
     monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_lose)
     model = world.open().model(MODEL)
     assert_equal(model.load(), arrays)
     assert model.report is not None
     assert {damage.device_name for damage in model.report.damaged} == {"d0"}
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("harm", [damage_by_flip, damage_by_truncation])
+def test_a_file_that_takes_the_name_of_a_mapped_one_does_not_speak_for_it(
+    world: World, harm: Callable[[Path], None], held: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arrays = push(world)
+    path = max(part_files(world), key=lambda each: each.stat().st_size)
+    good = tmp_path / "good"
+    shutil.copyfile(path, good)
+    lay_all = mapped_tensors._lay_all
+    old = path.open("rb")
+
+    def lay_and_replace(*words: Any) -> Any:
+        laid = lay_all(*words)
+        if good.exists():
+            harm(path)
+            os.replace(good, path)  # as whoever repairs it might
+        return laid
+
+    if not held:
+        monkeypatch.setattr(SystemCalls, "keep_length", no_leases)
+    monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_replace)
+    with old:
+        assert_equal(world.open().model(MODEL).load(), arrays)
 
 
 @pytest.mark.parametrize("held", [True, False])

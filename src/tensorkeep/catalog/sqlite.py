@@ -11,13 +11,13 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Dialect, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from tensorkeep.catalog.database import MODE, Database
 from tensorkeep.errors import (
@@ -37,6 +37,9 @@ BUSY_TIMEOUT_S = 30.0
 
 _REMEDY = "run `tensorkeep rebuild-catalog`, which reads everything back from the devices"
 _IDENTITY = "tensorkeep_identity"
+_COMPILED: dict[Any, Any] = {}
+"""Statements as SQLite spells them, for every catalog that this process opens."""
+
 _COMPANIONS = ("-journal", "-wal", "-shm")
 
 
@@ -64,16 +67,6 @@ def open_database(path: str, *, read_only: bool, busy_timeout_s: float = BUSY_TI
         InvalidInput: it is no regular file.
     """
     _check_file(path)
-    engine = _engine(path, read_only, busy_timeout_s)
-    return Database(engine=engine, name=path, read_only=read_only, translate=translate_error)
-
-
-@lru_cache(maxsize=32)
-def _engine(path: str, read_only: bool, busy_timeout_s: float) -> Engine:  # noqa: FBT001 - a key of the cache
-    """Return the engine for a file: the one of before, since it knows how statements are spelled, which takes as long as to run them.
-
-    It keeps nothing of a database that was closed, and looks at the file again for each connection.
-    """
 
     def connect() -> sqlite3.Connection:
         mode = "ro" if read_only else "rw"
@@ -92,7 +85,15 @@ def _engine(path: str, read_only: bool, busy_timeout_s: float) -> Engine:  # noq
         return connection
 
     # The pool has no upper bound: a thread waits for the database's lock, never for a connection.
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=8, max_overflow=-1)
+    engine = create_engine(
+        "sqlite://",
+        creator=connect,
+        poolclass=QueuePool,
+        pool_size=8,
+        max_overflow=-1,
+        execution_options={"compiled_cache": _COMPILED},
+    )
+    engine.dialect = _dialect()
     event.listen(engine, "begin", _begin)
     event.listen(engine, "connect", lambda _connection, record: record.info.update({_IDENTITY: _identity(path)}))
 
@@ -101,7 +102,15 @@ def _engine(path: str, read_only: bool, busy_timeout_s: float) -> Engine:  # noq
             raise DisconnectionError(f"{path} is another file now, or this is another process")
 
     event.listen(engine, "checkout", check_out)
-    return engine
+    return Database(engine=engine, name=path, read_only=read_only, translate=translate_error)
+
+
+@cache
+def _dialect() -> Dialect:
+    """Return the dialect of all engines: what is compiled is kept for one, and to compile takes as long as to run it."""
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    with engine.connect():  # which finds out what this SQLite can do
+        return engine.dialect
 
 
 def translate_error(error: BaseException, path: str) -> TensorkeepError:

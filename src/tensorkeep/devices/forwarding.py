@@ -141,6 +141,9 @@ class _NamedObject:
         del size_bytes
         return False
 
+    def file_identity(self) -> None:
+        return None
+
     def close(self) -> None: ...
 
 

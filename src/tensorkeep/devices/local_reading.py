@@ -14,7 +14,7 @@ from tensorkeep.devices import mounts
 from tensorkeep.devices.buffers import byte_views, count_bytes, move_all
 from tensorkeep.devices.object_names import UNFINISHED_FOLDER, check_object_name, folders_to_list
 from tensorkeep.devices.os_errors import translate_os_error, translated_os_errors
-from tensorkeep.devices.protocol import ObjectInfo
+from tensorkeep.devices.protocol import FileIdentity, ObjectInfo, identity_of
 from tensorkeep.devices.system_calls import SystemCalls
 from tensorkeep.errors import Integrity, InvalidInput, NotFound, TensorkeepError, Unavailable
 from tensorkeep.records.device import IDENTITY_NAME, Durability
@@ -237,6 +237,7 @@ class _OpenFile:
         self._open_sized = open_sized
         self._descriptor: int | None = None
         self._size = 0
+        self._is_kept = False
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
         if offset < 0:
@@ -259,15 +260,23 @@ class _OpenFile:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             with suppress(OSError):  # all that was asked for has been read
+                if self._is_kept:
+                    self._system.release_length(descriptor)
+            with suppress(OSError):
                 self._system.close(descriptor)
 
     def keep_length(self, size_bytes: int) -> bool:
         try:
             descriptor = self._open()
             self._system.keep_length(descriptor)
+            self._is_kept = True
             return self._system.fstat(descriptor).st_size >= size_bytes  # asked anew: it may have been cut before
         except (OSError, TensorkeepError):
             return False  # reading it says why
+
+    def file_identity(self) -> FileIdentity:
+        with translated_os_errors(f"opening {self._name}", url=self._url, name=self._name):
+            return identity_of(self._system.fstat(self._open()))
 
     def _open(self) -> int:
         if self._descriptor is None:

@@ -10,6 +10,7 @@ Every implementation passes ``tensorkeep.testing.device_contract``. Errors are o
 - `Capacity`: no room (bytes or inodes); `PermissionDenied`: read-only, or not allowed.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -85,6 +86,15 @@ class Device(Protocol):
         """Return how many bytes can still be written, or None where nobody knows."""
 
 
+FileIdentity = tuple[int, int]
+"""A file whatever its name: the numbers of its file system and of its inode."""
+
+
+def identity_of(found: os.stat_result) -> FileIdentity:
+    """Return which file was looked at."""
+    return found.st_dev, found.st_ino
+
+
 class OpenObject(Protocol):
     """An object that is read run by run, by one thread. Whoever has it closes it."""
 
@@ -92,10 +102,18 @@ class OpenObject(Protocol):
         """Fill the buffers as `Device.read_into` does; an absent object is an error of the first read."""
 
     def keep_length(self, size_bytes: int) -> bool:
-        """Have the system let nobody shorten it until it is closed.
+        """Have the system let nobody shorten it until it is closed, at most for 45 s.
 
         Returns:
-            Whether it does, and the object has at least that many bytes: then a mapping of it can be read without a fault.
+            Whether it does, and the object has at least that many bytes: then a mapping of the same file that is populated can be
+            read without a fault.
+        """
+
+    def file_identity(self) -> FileIdentity | None:
+        """Return which file it is, None where it is none.
+
+        Raises:
+            NotFound, Unavailable, Integrity: as reads do.
         """
 
     def close(self) -> None:

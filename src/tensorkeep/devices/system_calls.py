@@ -52,7 +52,7 @@ class SystemCalls:
         return os.pread(descriptor, size_bytes, offset)
 
     def keep_length(self, descriptor: int) -> None:
-        """Take a read lease: until the descriptor is closed whoever wants to shorten the file, or to write to it, has to wait.
+        """Take a read lease: until `release_length` whoever wants to shorten the file, or to write to it, has to wait.
 
         At most 45 s (``/proc/sys/fs/lease-break-time``). The kernel tells the holder by a signal: SIGURG here, which does nothing
         unless a program asks for it. Source: fcntl(2), "Leases".
@@ -64,6 +64,10 @@ class SystemCalls:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+    def release_length(self, descriptor: int) -> None:
+        """Give the lease back. To close the descriptor is not enough: a process forked meanwhile would go on holding it."""
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
     def make_read_only(self, descriptor: int) -> None:
         """Take all rights to write from a file."""

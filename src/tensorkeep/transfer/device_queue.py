@@ -15,12 +15,11 @@ LEAST_READERS, MOST_READERS = 4, 8
 threads each waits longer for the interpreter lock than it reads: on 16 processors 8 were quickest, warm."""
 
 MOST_WAITING_READERS = 16
-"""The same where they only check what a disk brings slowly: then they wait for it, not for each other. 2.2 GB cold on 2 processors,
+"""The same for all devices together where they check what disks bring slowly: then they wait for them, not for each other. 2.2 GB cold on 2 processors,
 medians of 12 loads: 4 readers 1.59 s, 8 1.52 s, 16 1.44 s; warm 0.21, 0.24, 0.26 s."""
 
-_BUSY_SHARE = 0.25
 _SLOW_BYTES_PER_S = 500 * MIB
-"""A reader that computes for less than that share of its time, and gets less than that, waits for a disk."""
+"""A reader that gets less than that from a disk waits for it."""
 
 GIVE_UP_AFTER = 3
 """Failures to answer after which a device is not asked again in the same load."""
@@ -31,10 +30,10 @@ def readers_per_device(device_count: int, processors: int) -> int:
     return min(max(processors // 2 // max(device_count, 1), LEAST_READERS), MOST_READERS)
 
 
-def longest_read_bytes(memory_limit_bytes: int, device_count: int, readers: int, *, at_most: int = WINDOW_BYTES) -> int:
+def longest_read_bytes(memory_limit_bytes: int, device_count: int, readers: int) -> int:
     """Return how long reads may be such that each device can have all its readers at work within the limit."""
     share = memory_limit_bytes // max(device_count, 1) // readers
-    return max(min(share, at_most) // BLOCK_BYTES, 1) * BLOCK_BYTES
+    return max(min(share, WINDOW_BYTES) // BLOCK_BYTES, 1) * BLOCK_BYTES
 
 
 @dataclass(slots=True)
@@ -79,13 +78,14 @@ class DeviceQueue:
             took = attempt.ended_s - attempt.started_s
             self.usual_s = took if self.usual_s is None else 0.7 * self.usual_s + 0.3 * took
 
-    def count_check(self, attempt: Attempt) -> None:
-        """Take twice as many readers once all of them have waited for the disk."""
+    def count_check(self, attempt: Attempt, devices: int) -> None:
+        """Take twice as many readers once all of them have waited for the disk; with more devices each gets fewer."""
         took = attempt.ended_s - attempt.started_s
-        waits = attempt.busy_s < _BUSY_SHARE * took and attempt.bytes_read < _SLOW_BYTES_PER_S * took
+        waits = 2 * attempt.disk_bytes > attempt.bytes_read and attempt.bytes_read < _SLOW_BYTES_PER_S * took
         self.waited = self.waited + 1 if waits else 0
-        if self.waited >= self.local_readers and self.pool is not None:
-            self.local_readers, self.waited = min(2 * self.local_readers, MOST_WAITING_READERS), 0
+        more = 2 * self.local_readers
+        if self.pool is not None and self.waited >= self.local_readers and more <= MOST_WAITING_READERS // devices:
+            self.local_readers, self.waited = more, 0
             self.pool.grow(self.local_readers)
 
     @property

@@ -1,17 +1,19 @@
 """One read of a plan, through all its attempts: what is still pending, what was tried, where the bytes lie."""
 
+import resource
+import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from tensorkeep.devices.forwarding import open_object
-from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import Integrity, NotFound, TensorkeepError
+from tensorkeep.devices.protocol import Device, OpenObject
+from tensorkeep.errors import Integrity, NotFound, TensorkeepError, Unavailable
 from tensorkeep.planning.read_plan import PartRead, Piece
 from tensorkeep.transfer.image import PartImage, PassingImage, ScratchPool, lay_out
+from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.memory import HUGE_PAGE_BYTES
 from tensorkeep.transfer.report import DamageKind, Verify
 from tensorkeep.transfer.sources import PartSource
@@ -23,9 +25,8 @@ WINDOW_BYTES = 8 << 20
 CHECK_BYTES = HUGE_PAGE_BYTES
 """The same where bytes are only checked: one buffer a thread, which its own cache holds."""
 
-LOOK_BYTES = 16 << 20
-"""The same where they are checked where they lie. All of it is populated at once, so that the disk has enough to do: 2.2 GB cold, 4
-threads, 2 MiB 1.9 s, 16 MiB 1.4 s."""
+LOOK_BYTES = 8 << 20
+"""The same where they are checked where they lie: all of it is populated at once, so that the disk has enough to do."""
 
 LONGEST_CHECK_BYTES = 32 << 20
 """Longest run that is checked at once: nothing of it is kept, and each asks the scheduling thread."""
@@ -35,9 +36,6 @@ Deliver = Callable[[PartImage, Sequence[Piece]], int]
 
 Landed = Callable[[Sequence[Piece]], int]
 """Told, in the thread that read them, which pieces have landed; returns how many needed bytes that completed beyond those."""
-
-Look = Callable[[int, int, int], memoryview | None]
-"""Returns bytes of a part (part, start, end) that are only to be checked where they lie, if they can be read there without a fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,7 @@ class ReadJob:
     part is among `Scheduler.abandoned`. ``replaceable``: its part
     has another copy that can be reached. ``race``: it may be asked of another copy while it runs, or be left; then it is read into
     scratch, where one who comes late harms nobody. ``least_bytes``: what its scratch takes at least.
+    ``progressed_s``: when the last window of it was there.
     """
 
     read: PartRead
@@ -94,6 +93,7 @@ class ReadJob:
     replaceable: bool = False
     race: Race | None = None
     least_bytes: int = 0
+    progressed_s: float = 0.0
 
     @property
     def size_bytes(self) -> int:
@@ -103,15 +103,17 @@ class ReadJob:
     @property
     def memory_bytes(self) -> int:
         """Memory that the read takes, in destinations and in scratch."""
-        return min(self.size_bytes, CHECK_BYTES) if self.optional else self.size_bytes
+        if not self.optional:
+            return self.size_bytes
+        return max(min(self.read.end - self.read.start, CHECK_BYTES), self.least_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What one attempt gave; times by the runtime's clock.
 
-    ``busy_s``: what of it the thread computed, and did not wait. ``delivered`` needed bytes have landed; the job is done where ``failure`` and ``stopped`` are both unset. ``late``: all was read,
-    and another attempt had delivered it.
+    ``delivered`` needed bytes have landed; the job is done where ``failure`` and ``stopped`` are both unset. ``late``: all was read,
+    and another attempt had delivered it. ``disk_bytes``: what of it was in no memory of this machine, as far as the system tells.
     """
 
     bytes_read: int
@@ -121,7 +123,7 @@ class Attempt:
     failure: Failure | None = None
     stopped: bool = False
     late: bool = False
-    busy_s: float = 0.0
+    disk_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -137,7 +139,7 @@ class Reading:
     landed: Landed
     monotonic_s: Callable[[], float]
     should_stop: Callable[[], bool]
-    look: Look
+    laid: MappedTensors | None
 
     def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
         """Read what is pending from one copy, verify it, and deliver when all is there.
@@ -146,17 +148,17 @@ class Reading:
         blamed, and then pending for the next copy. Errors of the device become the attempt's failure; errors of delivery
         are raised.
         """
-        started, busy_s = self.monotonic_s(), -time.thread_time()
+        started, disk_bytes = self.monotonic_s(), -_bytes_from_disks()
         bytes_read, failure, stopped = self._fill(job, source, device)
         if failure and failure.kind == "corrupt":
             more, failure, stopped = self._fill(job, source, device)
             bytes_read += more
-        ended, busy_s = self.monotonic_s(), busy_s + time.thread_time()
+        ended, disk_bytes = self.monotonic_s(), disk_bytes + _bytes_from_disks()
         if not job.pending and job.race is not None and not job.race.win(job):
             self.let_go(job)
-            return Attempt(bytes_read, started, ended, late=True, busy_s=busy_s)
+            return Attempt(bytes_read, started, ended, late=True, disk_bytes=disk_bytes)
         delivered = 0 if job.pending else self._deliver(job)
-        return Attempt(bytes_read, started, ended, delivered, failure, stopped, busy_s=busy_s)
+        return Attempt(bytes_read, started, ended, delivered, failure, stopped, disk_bytes=disk_bytes)
 
     def _image_of(self, job: ReadJob) -> PartImage:
         """Return the memory that a job is read into."""
@@ -177,26 +179,24 @@ class Reading:
         done, left, bad = 0, deque[tuple[int, int]](), list[Mismatch]()
         failure, stopped = None, False
         with closing(open_object(device, source.name)) as opened:
-            # what is only checked is judged where it lies, unless its file could be shortened meanwhile
-            lies = job.optional and self.verify == "blocks" and opened.keep_length(source.offset + source.length)
-            longest = WINDOW_BYTES if not job.optional else LOOK_BYTES if lies else CHECK_BYTES
-            left.extend(iter_windows(job.pending, longest))
+            is_kept = self._is_kept(job, source, opened)
+            left.extend(iter_windows(job.pending, _longest_window(job, is_kept=is_kept)))
             while left and not (stopped := self.should_stop()):
-                start, end = left[0]
-                seen = self.look(part, start, end) if job.optional else None
+                start, end = left.popleft()
+                seen = self.laid.look(part, start, end) if job.optional and self.laid else None
                 if seen is None and job.optional and end - start > CHECK_BYTES:  # some of it lies elsewhere
-                    left.popleft()
                     left.extendleft([*iter_windows([(start, end)], CHECK_BYTES)][::-1])
                     continue
-                image = PassingImage(seen) if lies and seen is not None else self._image_of(job)
+                image = PassingImage(seen) if is_kept and seen is not None else self._image_of(job)
                 try:
+                    self._check_file(job, opened)
                     if image is job.image:
                         opened.read_into(source.offset + start, image.views(start, end))
                 except TensorkeepError as error:
+                    left.appendleft((start, end))
                     failure = _failure_of(source, error)
                     break
-                left.popleft()
-                done += end - start
+                done, job.progressed_s = done + end - start, self.monotonic_s()
                 if stream:
                     stream.update(image.views(start, end))
                 elif self.verify == "blocks":
@@ -210,9 +210,24 @@ class Reading:
         job.pending = job.pending if restart else [*((each.start, each.end) for each in bad), *left]
         return done, failure, stopped
 
+    def _is_kept(self, job: ReadJob, source: PartSource, opened: OpenObject) -> bool:
+        """Return whether what is only checked can be judged where it lies, since nobody can shorten its file meanwhile."""
+        return job.optional and self.verify == "blocks" and opened.keep_length(source.offset + source.length)
+
+    def _check_file(self, job: ReadJob, opened: OpenObject) -> None:
+        """Return if what is only checked is in the file that was laid.
+
+        Raises:
+            Unavailable: its name is another file's by now, which says nothing of what lies there.
+            NotFound, Integrity: there is none.
+        """
+        laid = self.laid.files.get(job.read.part) if job.optional and self.laid else None
+        if laid is not None and opened.file_identity() not in (laid, None):
+            raise Unavailable("its file was replaced by another while it was mapped")
+
     def close(self) -> None:
         """Forget the destinations. Nobody may deliver any more."""
-        self.direct, self.deliver, self.landed, self.look = _nowhere, _to_nobody, nothing_finished, nothing_seen
+        self.direct, self.deliver, self.landed, self.laid = _nowhere, _to_nobody, nothing_finished, None
 
     def let_go(self, job: ReadJob) -> None:
         """Give back the memory of a job that has ended."""
@@ -231,6 +246,19 @@ class Reading:
         return delivered + self.landed(job.read.pieces)
 
 
+def _longest_window(job: ReadJob, *, is_kept: bool) -> int:
+    if not job.optional:
+        return WINDOW_BYTES
+    return LOOK_BYTES if is_kept else CHECK_BYTES
+
+
+def _bytes_from_disks() -> int:
+    """Return how much this thread has read from disks so far; 0 where the system does not tell. Source: getrusage(2), ru_inblock."""
+    if sys.platform != "linux":
+        return 0
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock * 512
+
+
 def _to_nobody(image: PartImage, pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Deliver`
     return 0
 
@@ -238,10 +266,6 @@ def _to_nobody(image: PartImage, pieces: Sequence[Piece]) -> int:  # noqa: ARG00
 def nothing_finished(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
     """Return 0: nothing is left to do once the pieces have landed."""
     return 0
-
-
-def nothing_seen(part: int, start: int, end: int) -> None:
-    """Return None: what is to be checked lies nowhere."""
 
 
 def _nowhere(piece: Piece) -> memoryview | None:  # noqa: ARG001 - as `Reading.direct`

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from tensorkeep.devices.forwarding import mappable
-from tensorkeep.devices.protocol import MappableDevice
+from tensorkeep.devices.protocol import FileIdentity, MappableDevice, identity_of
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.planning.map_plan import Lay, Unmapped, Wanted, plan_mapping
 from tensorkeep.planning.read_plan import ExtentMap, Piece, choose_copies
@@ -32,6 +32,7 @@ class MappedTensors:
     Attributes:
         views: number → all bytes of the tensor, writable; nothing of it was verified by who made this.
         sources: part → the copy that was laid.
+        files: part → the file that was laid, which may have another name by now, or none.
         failed: part → a copy that could not be laid: to be read first, so that it is found out, and told, what is wrong with it.
         unmapped: number → why a tensor is to be read instead.
         size_bytes: bytes of all tensors that were mapped.
@@ -44,6 +45,7 @@ class MappedTensors:
         places: Mapping[int, int],
         lays: Sequence[Lay],
         sources: Mapping[int, PartSource],
+        files: Mapping[int, FileIdentity],
         failed: Mapping[int, PartSource],
         unmapped: Mapping[int, Unmapped],
     ) -> None:
@@ -54,6 +56,7 @@ class MappedTensors:
         for lay in lays:
             self._lays_of.setdefault(lay.part, []).append(lay)
         self.sources = sources
+        self.files = files
         self.failed = failed
         self.unmapped = unmapped
         self.views = {number: area.view(at, _length(wanted[number])) for number, at in places.items()}
@@ -160,8 +163,8 @@ def map_tensors(
         area = MappedRange(plan.size_bytes)
     except OSError:  # as where all memory that may be asked for has been promised to others
         refused: dict[int, Unmapped] = dict.fromkeys(plan.places, "refused")
-        return MappedTensors(MappedRange(0), wanted, {}, (), {}, {}, {**plan.unmapped, **refused})
-    broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices)
+        return MappedTensors(MappedRange(0), wanted, {}, (), {}, {}, {}, {**plan.unmapped, **refused})
+    files, broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices)
     lost = {
         number
         for number in (plan.places if broken else ())
@@ -175,6 +178,7 @@ def map_tensors(
         places,
         plan.lays,
         {part: chosen[part] for part in laid},
+        files,
         {part: chosen[part] for part in broken},
         {**plan.unmapped, **dict.fromkeys(sorted(lost), "elsewhere")},
     )
@@ -199,8 +203,9 @@ def _lay_all(
     lays: Sequence[Lay],
     sources: Mapping[int, PartSource],
     devices: Mapping[str, MappableDevice],
-) -> set[int]:
-    """Lay files; return the parts for which that failed."""
+) -> tuple[dict[int, FileIdentity], set[int]]:
+    """Lay files; return which one each part is in, and the parts for which that failed."""
+    files: dict[int, FileIdentity] = {}
     broken: set[int] = set()
     for lay in lays:
         if lay.part in broken:
@@ -213,11 +218,14 @@ def _lay_all(
             continue
         try:
             area.lay_file(lay.at, descriptor, source.offset + lay.start, lay.length)
+            file = identity_of(os.fstat(descriptor))
+            if files.setdefault(lay.part, file) != file:  # replaced between two of its lays
+                broken.add(lay.part)
         except OSError:
             broken.add(lay.part)
         finally:
             os.close(descriptor)
-    return broken
+    return files, broken
 
 
 def _length(tensor: Wanted) -> int:

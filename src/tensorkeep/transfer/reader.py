@@ -28,15 +28,12 @@ from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import (
     LONGEST_CHECK_BYTES,
-    WINDOW_BYTES,
     Deliver,
     Failure,
     Landed,
-    Look,
     Reading,
     ReadJob,
     nothing_finished,
-    nothing_seen,
 )
 from tensorkeep.transfer.mapped_tensors import MappedTensors
 from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, Verify, add_reports
@@ -111,11 +108,13 @@ def read_boxes(
         pieces = list(_box_pieces(boxes, landings))
         landed = _Finishing(landings, pieces, whole)
         checks = (
-            load.plan(mapped.runs(len(landings)), at_most=LONGEST_CHECK_BYTES) if mapped and verify != "off" else []
+            load.plan(mapped.runs(len(landings)), longest_bytes=LONGEST_CHECK_BYTES)
+            if mapped and verify != "off"
+            else []
         )
         reads = load.plan(pieces)
     if mapped:
-        load.look = mapped.look
+        load.laid = mapped
         bad = load.run(reads, direct, deliver, landed, checks, mapped.sources, mapped.failed)
     else:
         bad = load.run(reads, direct, deliver, landed)
@@ -308,14 +307,16 @@ class _Load:
         self._needed_parts: tuple[int, ...] = ()
         self.bytes_needed = 0
         self.carriers: Sequence[Carrier] = ()
-        self.look: Look = nothing_seen
+        self.laid: MappedTensors | None = None
         self.cancellation: Cancellation | None = None
 
-    def plan(self, pieces: Iterable[Piece], *, keep_whole: bool = False, at_most: int = WINDOW_BYTES) -> list[PartRead]:
+    def plan(
+        self, pieces: Iterable[Piece], *, keep_whole: bool = False, longest_bytes: int | None = None
+    ) -> list[PartRead]:
         return plan_reads(
             pieces,
             self._parts.sizes,
-            max_read_bytes=longest_read_bytes(self._limit, len(self._parts.devices), self._readers(), at_most=at_most),
+            max_read_bytes=longest_bytes or longest_read_bytes(self._limit, len(self._parts.devices), self._readers()),
             align=1 if self._verify == "off" else BLOCK_BYTES,
             whole_parts=self._verify == "digest",
             keep_whole=keep_whole,
@@ -375,7 +376,7 @@ class _Load:
             landed=landed,
             monotonic_s=self._runtime.clock.monotonic_s,
             should_stop=self._stop_sign.should_stop,
-            look=self.look,
+            laid=self.laid,
         )
         self._scheduler = Scheduler(
             self._parts,

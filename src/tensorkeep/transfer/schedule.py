@@ -215,7 +215,7 @@ class Scheduler:
         attempt = future.result()
         queue.count(attempt)
         if job.optional:
-            queue.count_check(attempt)
+            queue.count_check(attempt, len(self.queues))
         self._count_read(queue, attempt)
         if attempt.failure:
             self._record(job, attempt.failure)
@@ -306,7 +306,9 @@ class Scheduler:
             assert running.job.race is not None
             if not running.job.optional:
                 self._ask_again(running, running.job.race, now, pools)
-            elif is_late(now - running.since_s, self.queues[running.source.device].usual_s, None):
+            elif is_late(
+                now - max(running.since_s, running.job.progressed_s), self.queues[running.source.device].usual_s, None
+            ):
                 self._leave(running.job, running.job.race)
                 self._leave_waiting(self.queues[running.source.device])
 

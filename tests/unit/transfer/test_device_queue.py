@@ -10,8 +10,11 @@ from tensorkeep.transfer.device_queue import MOST_WAITING_READERS, DeviceQueue
 from tensorkeep.transfer.job import Attempt
 
 
-def check(size_bytes: int, took_s: float, busy_s: float) -> Attempt:
-    return Attempt(size_bytes, 10.0, 10.0 + took_s, busy_s=busy_s)
+def check(size_bytes: int, took_s: float, disk_bytes: int) -> Attempt:
+    return Attempt(size_bytes, 10.0, 10.0 + took_s, disk_bytes=disk_bytes)
+
+
+WAITED = check(16 * MIB, 0.1, 15 * MIB)
 
 
 def test_checks_that_wait_for_a_disk_get_more_readers_up_to_a_limit() -> None:
@@ -19,7 +22,7 @@ def test_checks_that_wait_for_a_disk_get_more_readers_up_to_a_limit() -> None:
         queue = DeviceQueue("d0", local_readers=4, pool=pool)
         found = []
         for _ in range(40):
-            queue.count_check(check(16 * MIB, 0.1, 0.005))
+            queue.count_check(WAITED, 1)
             found.append(queue.local_readers)
         assert found[:12] == [4, 4, 4, *[8] * 8, MOST_WAITING_READERS]
         assert found[-1] == MOST_WAITING_READERS
@@ -30,17 +33,26 @@ def test_checks_that_wait_for_a_disk_get_more_readers_up_to_a_limit() -> None:
 
 @pytest.mark.parametrize(
     "attempt",
-    [check(16 * MIB, 0.01, 0.001), check(16 * MIB, 0.1, 0.05), check(0, 0.0, 0.0)],
-    ids=["fast", "busy", "nothing"],
+    [check(16 * MIB, 0.01, 15 * MIB), check(16 * MIB, 0.1, 0), check(0, 0.0, 0)],
+    ids=["fast", "from memory", "nothing"],
 )
 def test_others_do_not(attempt: Attempt) -> None:
     with ThreadWorkers().open_leavable_pool(4, "test") as pool:
         queue = DeviceQueue("d0", local_readers=4, pool=pool)
         for _ in range(3):
-            queue.count_check(check(16 * MIB, 0.1, 0.005))
-        queue.count_check(attempt)  # they have to wait one after another
+            queue.count_check(WAITED, 1)
+        queue.count_check(attempt, 1)  # they have to wait one after another
         for _ in range(3):
-            queue.count_check(check(16 * MIB, 0.1, 0.005))
+            queue.count_check(WAITED, 1)
         for _ in range(20):
-            queue.count_check(attempt)
+            queue.count_check(attempt, 1)
         assert queue.local_readers == 4
+
+
+def test_many_devices_share_the_readers() -> None:
+    with ThreadWorkers().open_leavable_pool(4, "test") as pool:
+        for devices, most in ((2, 8), (4, 4), (9, 4)):
+            queue = DeviceQueue("d0", local_readers=4, pool=pool)
+            for _ in range(40):
+                queue.count_check(WAITED, devices)
+            assert queue.local_readers == most
