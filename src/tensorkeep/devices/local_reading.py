@@ -7,7 +7,7 @@ maps one (`open_to_map`) and verifies it there has the system keep its length (`
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cached_property, partial
 
 from tensorkeep.devices import mounts
@@ -66,11 +66,8 @@ class LocalReader:
 
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers with ``preadv``; the object's size is checked before the first byte."""
-        opened = self.open_object(name)
-        try:
+        with closing(self.open_object(name)) as opened:
             opened.read_into(offset, buffers)
-        finally:
-            opened.close()
 
     def open_object(self, name: str) -> "_OpenFile":
         """Return an object to read; its file is opened, and its size looked at, by the first read."""

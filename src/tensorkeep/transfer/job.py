@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tensorkeep.devices.forwarding import open_object
 from tensorkeep.devices.protocol import Device, OpenObject
-from tensorkeep.errors import Integrity, NotFound, TensorkeepError, Unavailable
+from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.planning.read_plan import PartRead, Piece
 from tensorkeep.transfer.image import PartImage, PassingImage, ScratchPool, lay_out
 from tensorkeep.transfer.mapped_tensors import MappedTensors
@@ -177,11 +177,12 @@ class Reading:
             return 0, Failure(source, "corrupt", reason), False
         stream = DigestStream() if self.verify == "digest" else None
         done, left, bad = 0, deque[tuple[int, int]](), list[Mismatch]()
-        failure, stopped = None, False
+        stopped = False
         with closing(open_object(device, source.name)) as opened:
+            failure = self._find_replaced(job, source, opened)
             is_kept = self._is_kept(job, source, opened)
             left.extend(iter_windows(job.pending, _longest_window(job, is_kept=is_kept)))
-            while left and not (stopped := self.should_stop()):
+            while left and failure is None and not (stopped := self.should_stop()):
                 start, end = left.popleft()
                 seen = self.laid.look(part, start, end) if job.optional and self.laid else None
                 if seen is None and job.optional and end - start > CHECK_BYTES:  # some of it lies elsewhere
@@ -189,7 +190,6 @@ class Reading:
                     continue
                 image = PassingImage(seen) if is_kept and seen is not None else self._image_of(job)
                 try:
-                    self._check_file(job, opened)
                     if image is job.image:
                         opened.read_into(source.offset + start, image.views(start, end))
                 except TensorkeepError as error:
@@ -214,16 +214,17 @@ class Reading:
         """Return whether what is only checked can be judged where it lies, since nobody can shorten its file meanwhile."""
         return job.optional and self.verify == "blocks" and opened.keep_length(source.offset + source.length)
 
-    def _check_file(self, job: ReadJob, opened: OpenObject) -> None:
-        """Return if what is only checked is in the file that was laid.
-
-        Raises:
-            Unavailable: its name is another file's by now, which says nothing of what lies there.
-            NotFound, Integrity: there is none.
-        """
+    def _find_replaced(self, job: ReadJob, source: PartSource, opened: OpenObject) -> Failure | None:
+        """Return why a file says nothing of what was laid and is only checked: it is another one by now, or there is none."""
         laid = self.laid.files.get(job.read.part) if job.optional and self.laid else None
-        if laid is not None and opened.file_identity() not in (laid, None):
-            raise Unavailable("its file was replaced by another while it was mapped")
+        if laid is None:
+            return None
+        try:
+            if opened.file_identity() in (laid, None):
+                return None
+        except TensorkeepError as error:
+            return _failure_of(source, error)
+        return Failure(source, "unreachable", "its file was replaced by another while it was mapped")
 
     def close(self) -> None:
         """Forget the destinations. Nobody may deliver any more."""
@@ -238,10 +239,10 @@ class Reading:
     def _deliver(self, job: ReadJob) -> int:
         needed = sum(piece.length for piece in job.read.pieces)
         if job.optional:  # it lies where it should
-            delivered = needed
-        else:
-            delivered = needed - sum(piece.length for piece in job.copied)
-            delivered += self.deliver(self._image_of(job), job.copied)
+            self.let_go(job)
+            return needed
+        delivered = needed - sum(piece.length for piece in job.copied)
+        delivered += self.deliver(self._image_of(job), job.copied)
         self.let_go(job)
         return delivered + self.landed(job.read.pieces)
 

@@ -8,7 +8,6 @@ land in memory that the caller owns, each block verified by the thread that read
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 from tensorkeep.errors import InvalidInput
 from tensorkeep.planning.read_plan import (
@@ -115,9 +114,7 @@ def read_boxes(
         reads = load.plan(pieces)
     if mapped:
         load.laid = mapped
-        bad = load.run(reads, direct, deliver, landed, checks, mapped.sources, mapped.failed)
-    else:
-        bad = load.run(reads, direct, deliver, landed)
+    bad = load.run(reads, direct, deliver, landed, checks)
     if mapped and verify == "off" and progress:
         progress(mapped.size_bytes)
     if not mapped:
@@ -208,8 +205,6 @@ class _Finishing:
         whole = []
         with self._lock:
             for piece in pieces:
-                if piece.item >= len(self._left):  # of mapped tensors
-                    continue
                 self._left[piece.item] -= piece.length
                 if not self._left[piece.item]:
                     whole.append(piece.item)
@@ -359,13 +354,12 @@ class _Load:
         deliver: Deliver,
         landed: Landed = nothing_finished,
         checks: Sequence[PartRead] = (),
-        fixed: Mapping[int, PartSource] = MappingProxyType({}),
-        first: Mapping[int, PartSource] = MappingProxyType({}),
     ) -> set[int]:
-        """Run reads, and reads that only check the ``fixed`` copy of their part; return the parts whose fixed copy failed.
+        """Run reads, and reads that only check the copy of their part that was laid; return the parts whose laid copy failed.
 
-        ``first`` are copies that are to be tried before the one that would be chosen.
+        Copies that could not be laid are tried before the one that would be chosen.
         """
+        fixed, first = (self.laid.sources, self.laid.failed) if self.laid else ({}, {})
         reading = Reading(
             judge=Judge(self._parts),
             scratch=self._scratch(reads),
