@@ -247,7 +247,7 @@ def test_one_tensor_under_two_names_is_two_arrays(world: World) -> None:
 def test_where_mappings_run_out_or_are_refused_the_rest_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = push(world)
     model = world.open().model(MODEL)
-    monkeypatch.setattr(mapped_tensors, "_most_mappings", lambda: 2 * mapped_tensors._mappings_now() + 10)
+    monkeypatch.setattr(mapped_tensors, "_room", mapped_tensors.MappingRoom(count=lambda: 100, most=lambda: 210))
     assert_equal(model.load(), arrays)
     assert model.report is not None
     assert 0 < model.report.mapped_bytes < model.report.bytes_needed

@@ -5,6 +5,7 @@ PostgreSQL (READ COMMITTED) `lock_parts` takes the rows, and what it protects is
 transaction that lost a race or its connection is run again as a whole (`retrying`).
 """
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Insert, Select, Table, any_, bindparam, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Insert,
+    LargeBinary,
+    Select,
+    Table,
+    Text,
+    any_,
+    bindparam,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -27,6 +42,10 @@ CHUNK = 5000
 """Most values in one statement: SQLite takes 32,766, PostgreSQL 65,535."""
 
 _GIVEN = "given"
+
+BYTES_OF_HEX = "tensorkeep_bytes"
+"""Name of the function that every connection to SQLite has beside SQLite's own: the bytes of hex digits (``unhex`` came with 3.41)."""
+
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]  # it has no types
 
 MODE = "tensorkeep_mode"
@@ -177,16 +196,25 @@ def among(connection: Connection, column: ColumnElement[Any], values: Sequence[A
 def among_given(dialect: str, column: ColumnElement[Any]) -> ColumnElement[bool]:
     """Return the same condition for values that come with each execution, by `given`: such a statement is built once.
 
-    To build one and to find it among those compiled takes SQLAlchemy longer than SQLite takes to run it.
+    To build one and to find it among those compiled takes SQLAlchemy longer than SQLite takes to run it. There the values come as one
+    JSON array: to spell a parameter for each takes longer than to find their rows.
     """
     if dialect == "sqlite":
-        return column.in_(bindparam(_GIVEN, expanding=True))
+        value = func.json_each(bindparam(_GIVEN, type_=Text())).table_valued("value").c.value
+        return column.in_(select(getattr(func, BYTES_OF_HEX)(value) if isinstance(column.type, LargeBinary) else value))
     return column == any_(bindparam(_GIVEN, type_=_array_of(column)))
 
 
 def given(connection: Connection, values: Sequence[Any]) -> dict[str, Any]:
     """Return the parameter with the values for `among_given`."""
-    return {_GIVEN: values if connection.dialect.name == "sqlite" else _array_text(values)}
+    return {_GIVEN: (_json_text if connection.dialect.name == "sqlite" else _array_text)(values)}
+
+
+def _json_text(values: Sequence[Any]) -> str:
+    """Return numbers, bytes or texts, all of one kind, as a JSON array; bytes as hex digits."""
+    if values and isinstance(values[0], bytes):
+        return '["' + '","'.join([value.hex() for value in values]) + '"]'
+    return json.dumps(list(values))
 
 
 def _array_of(column: ColumnElement[Any]) -> _ArrayText:

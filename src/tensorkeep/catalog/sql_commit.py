@@ -11,7 +11,7 @@ from tensorkeep.catalog.protocol import CommitRequest, Committed, ObjectKey
 from tensorkeep.catalog.sql_journal import append, read_end, refuse_stale
 from tensorkeep.catalog.sql_names import find_model, find_ref, insert_model, write_policy, write_ref
 from tensorkeep.catalog.sql_owing import usable_copies
-from tensorkeep.catalog.sql_rows import find_model_where, find_part_ids, read_versions, values_of
+from tensorkeep.catalog.sql_rows import MODEL_BY_ID, find_model_by, find_part_ids, read_versions, values_of
 from tensorkeep.errors import AlreadyExists
 from tensorkeep.records.history import Change, ModelFacts, VersionCommitted
 from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
@@ -81,7 +81,7 @@ def _find_committed(connection: Connection, request: CommitRequest) -> Committed
 
 
 def _find_model(connection: Connection, wanted: ModelFacts) -> ModelFacts | None:
-    present = find_model_where(connection, schema.models.c.id == wanted.id)
+    present = find_model_by(connection, MODEL_BY_ID, model=wanted.id)
     if present is None:
         rules.refuse_other_model(wanted, find_model(connection, wanted.name.casefold()))
     return present

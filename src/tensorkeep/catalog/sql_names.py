@@ -3,15 +3,19 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
 
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import Transaction, among, chunks, found_any
 from tensorkeep.catalog.sql_journal import append
 from tensorkeep.catalog.sql_loose import list_objects_of
 from tensorkeep.catalog.sql_rows import (
+    MODELS,
+    REFS,
+    VERSIONS,
     device_values,
-    find_model_where,
+    find_model_by,
+    find_versions,
     get_model,
     model_values,
     read_devices,
@@ -35,6 +39,17 @@ from tensorkeep.records.history import (
 from tensorkeep.records.names import check_device_name, check_ref_name, is_version_prefix
 from tensorkeep.records.redundancy import parse_policy
 
+_MODEL_BY_NAME = MODELS.where(schema.models.c.folded == bindparam("folded"))
+_REFS_OF_MODEL = REFS.where(schema.refs.c.model == bindparam("model"))
+_NAMED_VERSION = VERSIONS.where(
+    schema.versions.c.id
+    == select(schema.refs.c.version)
+    .where(schema.refs.c.model == bindparam("model"), schema.refs.c.name == bindparam("name"))
+    .order_by(schema.refs.c.kind)  # "branch" sorts before "tag", and a branch is meant first
+    .limit(1)
+    .scalar_subquery()
+)
+
 
 def change_device(tx: Transaction, old: DeviceFacts | None, new: DeviceFacts, now: datetime) -> int:
     """Add or change a device; return the seq."""
@@ -50,12 +65,12 @@ def change_device(tx: Transaction, old: DeviceFacts | None, new: DeviceFacts, no
 
 def find_model(connection: Connection, folded: str) -> ModelFacts | None:
     """Return the model of that folded name, or None."""
-    return find_model_where(connection, schema.models.c.folded == folded)
+    return find_model_by(connection, _MODEL_BY_NAME, folded=folded)
 
 
 def list_refs(connection: Connection, model: str) -> list[RefFacts]:
     """Return a model's branches and tags, by kind and name."""
-    return read_refs(connection, schema.refs.c.model == model)
+    return read_refs(connection, _REFS_OF_MODEL, model=model)
 
 
 def list_versions(connection: Connection, model: str) -> list[VersionFacts]:
@@ -75,10 +90,8 @@ def find_version(connection: Connection, folded: str, revision: str) -> tuple[Mo
 
 
 def _get_version_of(connection: Connection, model: ModelFacts, revision: str) -> VersionFacts:
-    table, refs = schema.versions, schema.refs
-    named = select(refs.c.version).where(refs.c.model == model.id, refs.c.name == revision)
-    # "branch" sorts before "tag", and a branch is meant first.
-    found = read_versions(connection, table.c.id == named.order_by(refs.c.kind).limit(1).scalar_subquery())
+    table = schema.versions
+    found = find_versions(connection, _NAMED_VERSION, model=model.id, name=revision)
     if found:
         return found[0]
     if is_version_prefix(revision):
@@ -143,7 +156,7 @@ def get_model_version(connection: Connection, model: str, version: str) -> Versi
 def remove_version(tx: Transaction, model: str, version: str, now: datetime) -> int:
     """Remove a version that no branch or tag points at; return the seq."""
     facts = get_model_version(tx.connection, model, version)
-    pointing = read_refs(tx.connection, schema.refs.c.version == version)
+    pointing = read_refs(tx.connection, REFS.where(schema.refs.c.version == version))
     rules.refuse_referenced(version, pointing)
     _delete_versions(tx.connection, schema.versions.c.id == version)
     return append(tx, [VersionRemoved(version=facts)], now)
@@ -153,7 +166,7 @@ def remove_model(tx: Transaction, model: str, now: datetime) -> int:
     """Remove a model with all its refs and versions, in one entry; return the seq."""
     connection = tx.connection
     facts = get_model(connection, model)
-    refs = read_refs(connection, schema.refs.c.model == model)
+    refs = list_refs(connection, model)
     versions = read_versions(connection, schema.versions.c.model == model)
     connection.execute(delete(schema.refs).where(schema.refs.c.model == model))
     _delete_versions(connection, schema.versions.c.model == model)

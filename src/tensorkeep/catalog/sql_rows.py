@@ -32,9 +32,19 @@ LOCATION_COLUMNS = (schema.parts.c.kind, schema.parts.c.digest, schema.parts.c.s
 
 _DEVICE_COLUMNS = tuple(schema.devices.c[field] for field in DeviceFacts.__struct_fields__)
 _DEVICES = select(*_DEVICE_COLUMNS).order_by(schema.devices.c.number)
-_MODEL_COLUMNS = tuple(schema.models.c[field] for field in ModelFacts.__struct_fields__)
-_VERSION_COLUMNS = tuple(schema.versions.c[field] for field in VersionFacts.__struct_fields__)
-_REF_COLUMNS = tuple(schema.refs.c[field] for field in RefFacts.__struct_fields__)
+
+MODELS = select(*(schema.models.c[field] for field in ModelFacts.__struct_fields__))
+"""All models. Queries that every load asks are built once: that takes longer than to run one."""
+
+MODEL_BY_ID = MODELS.where(schema.models.c.id == bindparam("model"))
+
+VERSIONS = select(*(schema.versions.c[field] for field in VersionFacts.__struct_fields__)).order_by(
+    schema.versions.c.seq, schema.versions.c.number
+)
+"""All versions, oldest commit first."""
+
+REFS = select(*(schema.refs.c[field] for field in RefFacts.__struct_fields__))
+"""All branches and tags."""
 
 
 def location_of(row: Any) -> Location:
@@ -102,13 +112,13 @@ def _parse_conformance(text: str | None) -> Conformance | msgspec.UnsetType:
 
 def read_models(connection: Connection) -> list[ModelFacts]:
     """Return all models, by name without regard to case (by code points: databases sort text in their own ways)."""
-    found = [ModelFacts(**row._mapping) for row in connection.execute(select(*_MODEL_COLUMNS))]
+    found = [ModelFacts(**row._mapping) for row in connection.execute(MODELS)]
     return sorted(found, key=lambda facts: facts.name.casefold())
 
 
-def find_model_where(connection: Connection, condition: Any) -> ModelFacts | None:
-    """Return the one model that meets a condition, or None."""
-    row = connection.execute(select(*_MODEL_COLUMNS).where(condition)).first()
+def find_model_by(connection: Connection, query: Select[Any], **words: str) -> ModelFacts | None:
+    """Return the one model that a query of `MODELS` finds, or None."""
+    row = connection.execute(query, words).first()
     return None if row is None else ModelFacts(**row._mapping)
 
 
@@ -118,7 +128,7 @@ def get_model(connection: Connection, model: str) -> ModelFacts:
     Raises:
         NotFound: there is none.
     """
-    found = find_model_where(connection, schema.models.c.id == model)
+    found = find_model_by(connection, MODEL_BY_ID, model=model)
     if found is None:
         raise NotFound(f"there is no model {model}: was it removed?", model=model)
     return found
@@ -126,14 +136,17 @@ def get_model(connection: Connection, model: str) -> ModelFacts:
 
 def read_versions(connection: Connection, *conditions: Any) -> list[VersionFacts]:
     """Return the versions that meet the conditions, oldest commit first."""
-    table = schema.versions
-    rows = connection.execute(select(*_VERSION_COLUMNS).where(*conditions).order_by(table.c.seq, table.c.number))
-    return [VersionFacts(**row._mapping) for row in rows]
+    return find_versions(connection, VERSIONS.where(*conditions))
 
 
-def read_refs(connection: Connection, *conditions: Any) -> list[RefFacts]:
-    """Return the refs that meet the conditions, by model, kind and name."""
-    found = [RefFacts(**row._mapping) for row in connection.execute(select(*_REF_COLUMNS).where(*conditions))]
+def find_versions(connection: Connection, query: Select[Any], **words: str) -> list[VersionFacts]:
+    """Return the versions that a query of `VERSIONS` finds."""
+    return [VersionFacts(**row._mapping) for row in connection.execute(query, words)]
+
+
+def read_refs(connection: Connection, query: Select[Any] = REFS, **words: str) -> list[RefFacts]:
+    """Return the refs that a query of `REFS` finds, by model, kind and name; all without one."""
+    found = [RefFacts(**row._mapping) for row in connection.execute(query, words)]
     return sorted(found, key=lambda ref: (ref.model, ref.kind, ref.name))
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Dialect, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import NullPool, QueuePool
 
-from tensorkeep.catalog.database import MODE, Database
+from tensorkeep.catalog.database import BYTES_OF_HEX, MODE, Database
 from tensorkeep.errors import (
     Capacity,
     Conflict,
@@ -211,6 +211,7 @@ def remove_companions(path: str) -> None:
 
 
 def _configure(connection: sqlite3.Connection, *, read_only: bool) -> None:
+    connection.create_function(BYTES_OF_HEX, 1, bytes.fromhex, deterministic=True)
     connection.execute("PRAGMA foreign_keys=ON")
     if read_only:
         connection.execute("PRAGMA query_only=ON")

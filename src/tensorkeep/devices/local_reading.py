@@ -71,7 +71,7 @@ class LocalReader:
 
     def open_object(self, name: str) -> "_OpenFile":
         """Return an object to read; its file is opened, and its size looked at, by the first read."""
-        return _OpenFile(name, url=self._url, system=self._system, open_sized=self._open_sized)
+        return _OpenFile(name, url=self._url, system=self._system, open_file=self._open_file)
 
     def read(self, name: str) -> bytes:
         """Return a whole object."""
@@ -87,17 +87,17 @@ class LocalReader:
         except OSError:
             return False
 
-    def open_to_map(self, name: str, size_bytes: int) -> int:
-        """Return a descriptor of an object that has exactly that many bytes; whoever gets it closes it."""
+    def open_to_map(self, name: str, size_bytes: int) -> tuple[int, FileIdentity]:
+        """Return a descriptor of an object that has exactly that many bytes, and which file it is; whoever gets it closes it."""
         try:
-            descriptor, size = self._open_sized(name)
-            if size != size_bytes:
+            descriptor, found = self._open_file(name)
+            if found.st_size != size_bytes:
                 self._system.close(descriptor)
-                text = f"{name} on {self._url} has {size} bytes, not {size_bytes}"
-                raise _wrong_size(text, name, self._url, size_bytes, size)
+                text = f"{name} on {self._url} has {found.st_size} bytes, not {size_bytes}"
+                raise _wrong_size(text, name, self._url, size_bytes, found.st_size)
         except OSError as error:
             raise translate_os_error(error, f"opening {name}", url=self._url, name=name) from error
-        return descriptor
+        return descriptor, identity_of(found)
 
     def size_of(self, name: str) -> int:
         """Return the size of an object in bytes."""
@@ -154,12 +154,14 @@ class LocalReader:
         except FileNotFoundError as error:
             raise self._absent(name) from error
 
-    def _open_sized(self, name: str) -> tuple[int, int]:
-        """Return a descriptor of an object, and its size."""
+    def _open_file(self, name: str) -> tuple[int, os.stat_result]:
+        """Return a descriptor of an object, and what the system says of its file, a regular one."""
         check_object_name(name)
         descriptor = self._open_object(name)
         try:
-            return descriptor, self._object_size(self._system.fstat(descriptor), name)
+            found = self._system.fstat(descriptor)
+            self._object_size(found, name)
+            return descriptor, found
         except BaseException:
             self._system.close(descriptor)
             raise
@@ -222,16 +224,16 @@ class _OpenFile:
         name: the object's.
         url: the device's, for messages.
         system: the system calls.
-        open_sized: opens an object, and returns the descriptor and its size in bytes.
+        open_file: opens an object, and returns the descriptor and what the system says of the file.
     """
 
     def __init__(
-        self, name: str, *, url: str, system: SystemCalls, open_sized: Callable[[str], tuple[int, int]]
+        self, name: str, *, url: str, system: SystemCalls, open_file: Callable[[str], tuple[int, os.stat_result]]
     ) -> None:
         self._name = name
         self._url = url
         self._system = system
-        self._open_sized = open_sized
+        self._open_file = open_file
         self._descriptor: int | None = None
         self._size = 0
         self._is_kept = False
@@ -277,7 +279,8 @@ class _OpenFile:
 
     def _open(self) -> int:
         if self._descriptor is None:
-            self._descriptor, self._size = self._open_sized(self._name)
+            self._descriptor, found = self._open_file(self._name)
+            self._size = found.st_size
         return self._descriptor
 
     def _too_short(self, needed: int, size: int) -> Integrity:

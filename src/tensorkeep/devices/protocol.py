@@ -170,8 +170,8 @@ class MappableDevice(Protocol):
     def maps_files(self) -> bool:
         """Whether they can be here: a file system of this machine."""
 
-    def open_to_map(self, name: str, size_bytes: int) -> int:
-        """Return a descriptor of an object that has exactly that many bytes; whoever gets it closes it.
+    def open_to_map(self, name: str, size_bytes: int) -> tuple[int, FileIdentity]:
+        """Return a descriptor of an object that has exactly that many bytes, and which file it is; whoever gets it closes it.
 
         Raises:
             NotFound, Unavailable: as reads do.

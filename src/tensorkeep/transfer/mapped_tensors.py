@@ -6,12 +6,13 @@ out from under the tensors (`MappedTensors.replace`) and a good one read into it
 """
 
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from tensorkeep.devices.forwarding import mappable
-from tensorkeep.devices.protocol import FileIdentity, MappableDevice, identity_of
+from tensorkeep.devices.protocol import FileIdentity, MappableDevice
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.planning.map_plan import Lay, Unmapped, Wanted, plan_mapping
 from tensorkeep.planning.read_plan import ExtentMap, Piece, choose_copies
@@ -157,7 +158,7 @@ def map_tensors(
         for part, source in chosen.items()
         if source.length == parts.sizes[part] and source.offset % PAGE_BYTES == 0
     }
-    most = max(_most_mappings() // 2 - _mappings_now(), 0)
+    most = _room.ask(sum(len(tensor.pieces) for tensor in wanted))
     plan = plan_mapping(wanted, aligned.__contains__, page_bytes=PAGE_BYTES, huge_bytes=HUGE_PAGE_BYTES, most_lays=most)
     try:
         area = MappedRange(plan.size_bytes)
@@ -212,13 +213,12 @@ def _lay_all(
             continue
         source = sources[lay.part]
         try:
-            descriptor = devices[source.device].open_to_map(source.name, source.offset + source.length)
+            descriptor, file = devices[source.device].open_to_map(source.name, source.offset + source.length)
         except TensorkeepError:
             broken.add(lay.part)
             continue
         try:
             area.lay_file(lay.at, descriptor, source.offset + lay.start, lay.length)
-            file = identity_of(os.fstat(descriptor))
             if files.setdefault(lay.part, file) != file:  # replaced between two of its lays
                 broken.add(lay.part)
         except OSError:
@@ -235,6 +235,7 @@ def _length(tensor: Wanted) -> int:
 
 
 def _mappings_now() -> int:
+    """Return how many mappings this process has."""
     try:
         return _MAPPINGS.read_bytes().count(b"\n")
     except OSError:
@@ -248,3 +249,29 @@ def _most_mappings() -> int:
         return int(_MOST_MAPPINGS.read_text("ascii"))
     except (OSError, ValueError):
         return _USUAL_MOST_MAPPINGS
+
+
+class MappingRoom:
+    """How many files a load may lay: a process may have so many mappings, and half of them are left to others. Thread safe.
+
+    To count them takes a millisecond, so they are counted only where all loads since then could have brought them to that half.
+    """
+
+    def __init__(self, count: Callable[[], int] = _mappings_now, most: Callable[[], int] = _most_mappings) -> None:
+        self._count = count
+        self._most = most
+        self._taken: int | None = None  # as counted, and what was granted since
+        self._lock = threading.Lock()
+
+    def ask(self, wanted: int) -> int:
+        """Return how many of as many mappings may be made."""
+        room = self._most() // 2
+        with self._lock:
+            if self._taken is None or self._taken + wanted > room:
+                self._taken = self._count()
+            granted = min(max(room - self._taken, 0), wanted)
+            self._taken += granted
+        return granted
+
+
+_room = MappingRoom()
