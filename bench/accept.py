@@ -2,7 +2,7 @@
 
 python bench/accept.py [--model small] [--rounds 5] [SECTION ...]
 
-Without a section all are measured but those of `OPEN`. Each figure is printed when it is there, all of them again at the end.
+Without a section all are measured. Each figure is printed when it is there, all of them again at the end.
 """
 
 import argparse
@@ -27,9 +27,6 @@ from bench.remote import open_remote_figures, remote_figures
 from bench.striping import striping_figures
 from bench.structure import structure_figures
 from bench.work import get_model
-
-OPEN = ("load", "remote-open")
-"""Sections with bars that were not reached yet, or never measured quietly: measured where they are named."""
 
 
 def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], Iterable[Figure]]]:
@@ -59,7 +56,7 @@ def main() -> None:
     if unknown := set(words.sections) - sections.keys():
         parser.error(f"unknown sections {', '.join(sorted(unknown))}: known are {', '.join(sections)}")
     figures: list[Figure] = []
-    for name in words.sections or [name for name in sections if name not in OPEN]:
+    for name in words.sections or sections:
         for figure in sections[name]():
             figures.append(figure)
             print(*_row(figure), sep=" | ", flush=True)
