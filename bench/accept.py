@@ -69,7 +69,7 @@ def main() -> None:
 
 def _row(figure: Figure) -> tuple[str, str, str, str]:
     sign = "≥" if figure.at_least else "≤"
-    bar = "none yet" if figure.bar is None else f"{sign} {figure.bar:.2f} {figure.unit}"
+    bar = "none" if figure.bar is None else f"{sign} {figure.bar:.2f} {figure.unit}"
     verdict = "measured" if figure.bar is None else "holds" if figure.holds else "MISSED"
     return figure.question, f"{figure.value:.2f} {figure.unit}", bar, verdict
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """A measured figure and its bar: at most it, or at least it where ``at_least``; None where nothing was promised yet."""
+    """A measured figure and its bar: at most it, or at least it where ``at_least``; None where nothing is promised."""
 
     question: str
     value: float

@@ -197,6 +197,16 @@ def test_what_lies_over_files_is_checked_where_it_lies(world: World, monkeypatch
     assert sum(read) <= model.report.bytes_needed - model.report.mapped_bytes + 8 * BLOCK_BYTES
 
 
+def wait_until_somebody_waits_for(path: Path) -> None:
+    """Return when somebody waits for the lease on a file to be given back. Source: proc_locks(5)."""
+    inode, until = f":{path.stat().st_ino}", time.monotonic() + 10
+    while not any(
+        "BREAKING" in line and line.split()[5].endswith(inode) for line in Path("/proc/locks").read_text().splitlines()
+    ):
+        assert time.monotonic() < until, "nobody waits for the lease"
+        time.sleep(0.01)
+
+
 def test_who_would_cut_a_file_waits_until_it_is_checked_and_so_that_is_no_fault(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,8 +222,9 @@ def test_who_would_cut_a_file_waits_until_it_is_checked_and_so_that_is_no_fault(
             path = places[copy.device] / copy.name
             cutting.append(threading.Thread(target=damage_by_truncation, args=[path], daemon=True))
             cutting[0].start()
-            time.sleep(0.3)
-            assert cutting[0].is_alive()  # else whoever reads it now is killed
+            wait_until_somebody_waits_for(
+                path
+            )  # who is not kept waiting has cut it, and whoever reads it now is killed
         return found
 
     monkeypatch.setattr(mapped_tensors.MappedTensors, "look", look_while_it_is_cut)
@@ -244,10 +255,22 @@ def test_one_tensor_under_two_names_is_two_arrays(world: World) -> None:
     assert both[f"{path}::{name}"].tobytes() == arrays[name].tobytes()
 
 
+def test_mappings_are_counted_before_the_first_and_again_once_some_were_granted() -> None:
+    counted = [700]
+    room = mapped_tensors.MappingRoom(count=lambda: counted[0], most=lambda: 5000)
+    assert [room.ask(500), room.ask(500)] == [500, 500]
+    counted[0] = 2400  # others made some too
+    assert room.ask(200) == 100
+    counted[0] = 2600
+    assert room.ask(1) == 0
+    counted[0] = 600  # and gave them back
+    assert room.ask(2000) == 1900
+
+
 def test_where_mappings_run_out_or_are_refused_the_rest_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = push(world)
     model = world.open().model(MODEL)
-    monkeypatch.setattr(mapped_tensors, "_room", mapped_tensors.MappingRoom(count=lambda: 100, most=lambda: 210))
+    monkeypatch.setattr(mapped_tensors, "_room", mapped_tensors.MappingRoom(count=lambda: 100, most=lambda: 220))
     assert_equal(model.load(), arrays)
     assert model.report is not None
     assert 0 < model.report.mapped_bytes < model.report.bytes_needed

@@ -40,18 +40,35 @@ class MapPlan:
     Attributes:
         size_bytes: of the range of addresses, whole pages.
         lays: in the order of their addresses.
+        gaps: how many of them have addresses before them that were left out: each is a mapping too.
         places: number of a tensor → its first byte in the range.
         unmapped: number of a tensor → why it has no place.
     """
 
     size_bytes: int = 0
     lays: list[Lay] = field(default_factory=list)
+    gaps: int = 0
     places: dict[int, int] = field(default_factory=dict)
     unmapped: dict[int, Unmapped] = field(default_factory=dict)
 
+    @property
+    def mappings(self) -> int:
+        """How many mappings it makes."""
+        return len(self.lays) + self.gaps
+
+    def leave_out(self, size_bytes: int) -> None:
+        """Leave out addresses at the end, if any: what is laid next lies behind them."""
+        self.size_bytes += size_bytes
+        self.gaps += size_bytes > 0
+
 
 def plan_mapping(
-    wanted: Iterable[Wanted], is_mappable: Callable[[int], bool], *, page_bytes: int, huge_bytes: int, most_lays: int
+    wanted: Iterable[Wanted],
+    is_mappable: Callable[[int], bool],
+    *,
+    page_bytes: int,
+    huge_bytes: int,
+    most_mappings: int,
 ) -> MapPlan:
     """Return how tensors lie over parts.
 
@@ -63,7 +80,7 @@ def plan_mapping(
         is_mappable: whether a part has a copy that can be mapped.
         page_bytes: size of a page.
         huge_bytes: size of a huge page, a multiple of it.
-        most_lays: how many mappings there may be.
+        most_mappings: how many there may be, what is left out between two lays among them.
     """
     plan = MapPlan()
     alone: dict[int, list[int]] = {}  # part → tensors that lie in it
@@ -84,20 +101,22 @@ def plan_mapping(
     for part, numbers in alone.items():
         numbers, sharing = _without_overlap(numbers, tensors)  # noqa: PLW2901 - those that lie in it
         spread += sharing  # a mapping of its own: what is written to one must not show in the other
-        if len(plan.lays) >= most_lays:
-            plan.unmapped.update(dict.fromkeys(numbers, "too many"))
-            continue
         pieces = [tensors[number].pieces[0] for number in numbers]  # in order, and apart
         first, last = pieces[0].start, pieces[-1].start + pieces[-1].length
-        _skip(plan, first, last - first, page_bytes, huge_bytes)
+        gap = _gap(plan, first, last - first, page_bytes, huge_bytes)
+        if plan.mappings + (gap > 0) >= most_mappings:
+            plan.unmapped.update(dict.fromkeys(numbers, "too many"))
+            continue
+        plan.leave_out(gap)
         at = _lay(plan, part, first, last, page_bytes)
         plan.places.update((number, at + piece.start) for number, piece in zip(numbers, pieces, strict=True))
     for number in spread:
         run = tensors[number].pieces
-        if len(plan.lays) + len(run) > most_lays:
+        gap = _gap(plan, run[0].start, run[0].length, page_bytes, huge_bytes)
+        if plan.mappings + (gap > 0) + len(run) > most_mappings:
             plan.unmapped[number] = "too many"
             continue
-        _skip(plan, run[0].start, run[0].length, page_bytes, huge_bytes)
+        plan.leave_out(gap)
         for index, piece in enumerate(run):
             at = _lay(plan, piece.part, piece.start, piece.start + piece.length, page_bytes)
             if index == 0:
@@ -126,10 +145,9 @@ def _suits(tensor: Wanted, page_bytes: int) -> bool:
     )
 
 
-def _skip(plan: MapPlan, start: int, length: int, page_bytes: int, huge_bytes: int) -> None:
-    """Leave out addresses before bytes of a part that huge pages suit."""
-    if length >= huge_bytes:
-        plan.size_bytes += (start - start % page_bytes - plan.size_bytes) % huge_bytes
+def _gap(plan: MapPlan, start: int, length: int, page_bytes: int, huge_bytes: int) -> int:
+    """Return how many addresses to leave out before bytes of a part, so that huge pages suit them."""
+    return (start - start % page_bytes - plan.size_bytes) % huge_bytes if length >= huge_bytes else 0
 
 
 def _lay(plan: MapPlan, part: int, start: int, end: int, page_bytes: int) -> int:

@@ -6,7 +6,6 @@ out from under the tensors (`MappedTensors.replace`) and a good one read into it
 """
 
 import os
-import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from tensorkeep.transfer.memory import HUGE_PAGE_BYTES
 from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 
 _USUAL_MOST_MAPPINGS = 65530
+_GRANTED_UNCOUNTED = 1000
 _MAPPINGS = Path("/proc/self/maps")
 _MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
 
@@ -158,8 +158,10 @@ def map_tensors(
         for part, source in chosen.items()
         if source.length == parts.sizes[part] and source.offset % PAGE_BYTES == 0
     }
-    most = _room.ask(sum(len(tensor.pieces) for tensor in wanted))
-    plan = plan_mapping(wanted, aligned.__contains__, page_bytes=PAGE_BYTES, huge_bytes=HUGE_PAGE_BYTES, most_lays=most)
+    most = _room.ask(2 * sum(len(tensor.pieces) for tensor in wanted))  # each with what is left out before it
+    plan = plan_mapping(
+        wanted, aligned.__contains__, page_bytes=PAGE_BYTES, huge_bytes=HUGE_PAGE_BYTES, most_mappings=most
+    )
     try:
         area = MappedRange(plan.size_bytes)
     except OSError:  # as where all memory that may be asked for has been promised to others
@@ -252,25 +254,24 @@ def _most_mappings() -> int:
 
 
 class MappingRoom:
-    """How many files a load may lay: a process may have so many mappings, and half of them are left to others. Thread safe.
+    """How many mappings loads may make: a process may have so many, and half of them are left to others.
 
-    To count them takes a millisecond, so they are counted only where all loads since then could have brought them to that half.
+    To count them takes a millisecond, so they are counted anew only once some were granted since. That is not exact where threads ask
+    at the same time, or others map meanwhile; beside what is left to others it is little.
     """
 
     def __init__(self, count: Callable[[], int] = _mappings_now, most: Callable[[], int] = _most_mappings) -> None:
         self._count = count
         self._most = most
-        self._taken: int | None = None  # as counted, and what was granted since
-        self._lock = threading.Lock()
+        self._left = 0  # when they were counted
+        self._granted = 0  # since then
 
     def ask(self, wanted: int) -> int:
-        """Return how many of as many mappings may be made."""
-        room = self._most() // 2
-        with self._lock:
-            if self._taken is None or self._taken + wanted > room:
-                self._taken = self._count()
-            granted = min(max(room - self._taken, 0), wanted)
-            self._taken += granted
+        """Return how many of so many mappings may be made."""
+        if self._granted + wanted > min(self._left, _GRANTED_UNCOUNTED):
+            self._left, self._granted = max(self._most() // 2 - self._count(), 0), 0
+        granted = max(min(self._left - self._granted, wanted), 0)
+        self._granted += granted
         return granted
 
 
