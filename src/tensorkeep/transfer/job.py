@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tensorkeep.devices.forwarding import open_object
 from tensorkeep.devices.protocol import Device, OpenObject
@@ -128,7 +128,10 @@ class Attempt:
 
 @dataclass(slots=True)
 class Reading:
-    """What all attempts of a load share; once it is closed, attempts that still run keep none of the load's arrays alive."""
+    """What all attempts of a load share; once it is closed, attempts that still run keep none of the load's arrays alive.
+
+    ``carries``: what was verified is delivered by `carry`, one read after the other.
+    """
 
     judge: Judge
     scratch: ScratchPool
@@ -140,9 +143,10 @@ class Reading:
     monotonic_s: Callable[[], float]
     should_stop: Callable[[], bool]
     laid: MappedTensors | None
+    carries: bool = False
 
     def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
-        """Read what is pending from one copy, verify it, and deliver when all is there.
+        """Read what is pending from one copy, verify it, and deliver when all is there, or leave that to `carry`.
 
         What was good stays; what was not is read once more, since a bit may have flipped on the way, before the copy is
         blamed, and then pending for the next copy. Errors of the device become the attempt's failure; errors of delivery
@@ -157,8 +161,16 @@ class Reading:
         if not job.pending and job.race is not None and not job.race.win(job):
             self.let_go(job)
             return Attempt(bytes_read, started, ended, late=True, disk_bytes=disk_bytes)
-        delivered = 0 if job.pending else self._deliver(job)
+        delivered = 0 if job.pending or self.is_carried(job) else self._deliver(job)
         return Attempt(bytes_read, started, ended, delivered, failure, stopped, disk_bytes=disk_bytes)
+
+    def is_carried(self, job: ReadJob) -> bool:
+        """Return whether what was read is left to `carry`."""
+        return self.carries and not job.optional
+
+    def carry(self, job: ReadJob, attempt: Attempt) -> Attempt:
+        """Deliver what an attempt has verified, and return the attempt with that."""
+        return replace(attempt, delivered=self._deliver(job))
 
     def _image_of(self, job: ReadJob) -> PartImage:
         """Return the memory that a job is read into."""

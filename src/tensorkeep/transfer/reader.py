@@ -371,6 +371,7 @@ class _Load:
             monotonic_s=self._runtime.clock.monotonic_s,
             should_stop=self._stop_sign.should_stop,
             laid=self.laid,
+            carries=bool(self.carriers),
         )
         self._scheduler = Scheduler(
             self._parts,

@@ -10,13 +10,13 @@ import concurrent.futures
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import ThrottlingDevice
 from tensorkeep.errors import Integrity, Internal, NotEnoughCopies, TensorkeepError, Unavailable
-from tensorkeep.runtime import Cancellation, LeavablePool, Runtime
+from tensorkeep.runtime import Cancellation, LeavablePool, Runtime, WorkerPool
 from tensorkeep.transfer.device_queue import GIVE_UP_AFTER, DeviceQueue
 from tensorkeep.transfer.job import NOBODY, Attempt, Failure, Race, Reading, ReadJob
 from tensorkeep.transfer.lateness import LOOK_EVERY_S, is_late, is_worth
@@ -31,12 +31,13 @@ LEAVE_AFTER_S = 1.0
 
 @dataclass(slots=True)
 class _Running:
-    """A read that runs: since when, and for which job it was asked again, if it was."""
+    """A read that runs: since when, and for which job it was asked again, if it was; or one that is over and is carried."""
 
     job: ReadJob
     source: PartSource
     since_s: float
     instead_of: ReadJob | None = None
+    is_carried: bool = False
 
 
 class Scheduler:
@@ -73,6 +74,7 @@ class Scheduler:
         self.hedged = 0
         self._running: dict[concurrent.futures.Future[Attempt], _Running] = {}
         self._ended: SimpleQueue[concurrent.futures.Future[Attempt]] = SimpleQueue()
+        self._carriage: WorkerPool | None = None
         self._unfinished = 0
         self._fatal: TensorkeepError | None = None
 
@@ -99,6 +101,8 @@ class Scheduler:
             else:
                 self._queue(job, first=True)
         with ExitStack() as pools:
+            if self._reading.carries:
+                self._carriage = pools.enter_context(self._runtime.workers.open_pool(1, "carry"))
             try:
                 self._loop(pools)
                 if self._fatal:
@@ -205,6 +209,9 @@ class Scheduler:
         job = running.job
         queue = self.queues[running.source.device]
         queue.running -= 1
+        if running.is_carried:
+            self._settle_carried(future, job)
+            return
         queue.held_bytes -= job.size_bytes
         queue.memory_bytes -= job.memory_bytes
         if job.race is not None:
@@ -220,11 +227,33 @@ class Scheduler:
         if attempt.failure:
             self._record(job, attempt.failure)
         if not job.pending and not attempt.late:
-            self._finish(job, attempt)
+            if not self._reading.is_carried(job):
+                self._finish(job, attempt)
+            elif self._fatal is None:
+                self._carry(running, attempt)
+            else:
+                self._reading.let_go(job)
         elif attempt.failure:
             self._go_on(running)
         if queue.given_up:
             self._give_up(queue)
+
+    def _carry(self, running: _Running, attempt: Attempt) -> None:
+        """Have a read that is verified delivered; its reader can go on with another.
+
+        It counts as one of its device's until then, so that buffers are few.
+        """
+        assert self._carriage is not None
+        self.queues[running.source.device].running += 1
+        future = self._carriage.submit(self._reading.carry, running.job, attempt)
+        self._running[future] = replace(running, is_carried=True)
+        future.add_done_callback(self._ended.put)
+
+    def _settle_carried(self, future: "concurrent.futures.Future[Attempt]", job: ReadJob) -> None:
+        if future.cancelled():  # the load has failed
+            self._reading.let_go(job)
+        else:
+            self._finish(job, future.result())
 
     def _finish(self, job: ReadJob, attempt: Attempt) -> None:
         self._unfinished -= 1

@@ -1,8 +1,10 @@
 """What is loaded into memory that only a carrier reaches: verified before it is copied, by few buffers, and nothing after an error."""
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.records.manifest import Extent, File
 from tensorkeep.runtime import InlineWorkers, Runtime
 from tensorkeep.transfer.boxes import Box, tensor_array
+from tensorkeep.transfer.device_queue import readers_per_device
 from tensorkeep.transfer.far_memory import FarMemory
 from tensorkeep.transfer.reader import read_boxes
 from tests.unit.transfer.small_world import (
@@ -56,6 +59,51 @@ def test_buffers_are_few_of_one_size_and_used_again(runtime: Callable[[], Runtim
     assert carrier.prepared == 1
     assert len(set(carrier.buffers)) == 1
     assert sum(carrier.buffers) < len(content)
+
+
+def test_readers_go_on_while_what_they_read_is_copied_by_one_thread() -> None:
+    content, file = matrix(rows=256)
+    world = make_world(parts_of(content), devices=1)
+    (device,) = world.devices.values()
+    readers = readers_per_device(1, Runtime().workers.cpu_count())
+    enough = threading.Event()
+    copying: set[int] = set()
+
+    def count() -> None:
+        if len(device.reads) > readers:  # more than there would be if each waited for its copy
+            enough.set()
+
+    class SlowCarrier(LateCarrier):
+        def copy(self, target: npt.NDArray[np.uint8], offset: int, data: memoryview) -> None:
+            copying.add(threading.get_ident())
+            assert enough.wait(10), "nobody reads while a copy is waited for"
+            super().copy(target, offset, data)
+
+    device.before_read = count
+    box = far_box(file, SlowCarrier())
+    read_boxes([box], parts=world.table(), runtime=Runtime())
+    assert same_bits(array_in(box.destination), array_of(content, file.tensors[0]))
+    assert len(copying) == 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=["threads", "inline"])
+def test_a_copy_that_fails_ends_the_load_and_its_threads(runtime: Callable[[], Runtime]) -> None:
+    class Full(Exception):
+        pass
+
+    class FailingCarrier(LateCarrier):
+        copied = 0
+
+        def copy(self, target: npt.NDArray[np.uint8], offset: int, data: memoryview) -> None:
+            self.copied += 1
+            if self.copied == 3:
+                raise Full
+            super().copy(target, offset, data)
+
+    content, file = matrix()
+    with pytest.raises(Full):
+        read_boxes([far_box(file, FailingCarrier())], parts=make_world(parts_of(content)).table(), runtime=runtime())
+    assert not [thread.name for thread in threading.enumerate() if "carry" in thread.name]
 
 
 def test_a_damaged_block_is_never_copied() -> None:
