@@ -53,7 +53,13 @@ class Box:
 
 
 class Landing(Protocol):
-    """Where the bytes of one box go. Offsets are bytes from the start of the tensor."""
+    """Where the bytes of one box go. Offsets are bytes from the start of the tensor.
+
+    Attributes:
+        is_carried: whether `write` begins a copy by a carrier, which one thread does for all.
+    """
+
+    is_carried: bool
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges ``(offset, length)`` to read; ordered, disjoint, and with nothing needed outside them."""
@@ -210,6 +216,8 @@ def _spans_below(dims: list[_Dim]) -> list[int]:
 class _Contiguous:
     """A box that is one run of bytes in the file and in memory."""
 
+    is_carried = False
+
     def __init__(self, base: int, memory: memoryview) -> None:
         self._base = base
         self._memory = memory
@@ -235,6 +243,8 @@ class _Contiguous:
 
 class _Strided:
     """A box with holes, in the file or in memory: nested dimensions down to runs of bytes."""
+
+    is_carried = False
 
     def __init__(self, base: int, dims: list[_Dim], destination: npt.NDArray[np.uint8]) -> None:
         self._base = base
@@ -344,6 +354,8 @@ class _Assembled(_Contiguous):
 class _Far:
     """A box that is one run of bytes in the file and in memory that only a carrier reaches."""
 
+    is_carried = True
+
     def __init__(self, base: int, memory: FarMemory) -> None:
         self._base = base
         self._memory = memory
@@ -367,6 +379,8 @@ class _FarAssembled:
 
     Its buffer, taken when the first bytes land, counts on top of the load's memory limit.
     """
+
+    is_carried = False
 
     def __init__(self, box: Box, memory: FarMemory) -> None:
         self._box = box

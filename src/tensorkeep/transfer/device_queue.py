@@ -40,13 +40,14 @@ def longest_read_bytes(memory_limit_bytes: int, device_count: int, readers: int)
 class DeviceQueue:
     """A device's jobs and what it has done so far. Touched by the scheduling thread only.
 
-    ``held_bytes``: of reads that run; ``memory_bytes``: what they take. ``waited``: how many checks on end waited for the disk. ``usual_s``: seconds that a read of it takes in this load, the last ones counting most; None before the first has ended.
+    ``owes_since_s``: when it got a read after it had none. ``carried``: how many reads are verified and not delivered yet. ``held_bytes``: of reads that run; ``memory_bytes``: what they take, and those that are carried. ``waited``: how many checks on end waited for the disk. ``usual_s``: seconds that a read of it takes in this load, the last ones counting most; None before the first has ended.
     """
 
     device: str
     waiting: deque[tuple[ReadJob, PartSource]] = field(default_factory=deque)
     waiting_bytes: int = 0
     running: int = 0
+    carried: int = 0
     held_bytes: int = 0
     memory_bytes: int = 0
     failures: int = 0
@@ -59,11 +60,12 @@ class DeviceQueue:
     readers: ReaderCount | None = None
     usual_s: float | None = None
     asked_s: float | None = None
+    owes_since_s: float = 0.0
     waited: int = 0
 
     def quiet_s(self, now: float) -> float:
         """Return for how long it has owed an answer and given none."""
-        return max(now - max(self.asked_s, self.ended_s), 0.0) if self.running and self.asked_s is not None else 0.0
+        return max(now - max(self.owes_since_s, self.ended_s), 0.0) if self.running else 0.0
 
     def rate(self, now: float) -> float | None:
         """Return its bytes per second in this load; None where nothing was read yet."""
@@ -91,7 +93,12 @@ class DeviceQueue:
     @property
     def is_idle(self) -> bool:
         """Whether it could take another read at once, and has none waiting."""
-        return not self.waiting and self.running < self.admits
+        return not self.waiting and self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it could take another read. What is carried counts: its buffer is in use."""
+        return self.running + self.carried < self.admits
 
     @property
     def admits(self) -> int:

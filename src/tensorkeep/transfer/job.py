@@ -35,7 +35,7 @@ Deliver = Callable[[PartImage, Sequence[Piece]], int]
 """Takes the pieces of a verified image that were not read in place; returns how many needed bytes that were."""
 
 Landed = Callable[[Sequence[Piece]], int]
-"""Told, in the thread that read them, which pieces have landed; returns how many needed bytes that completed beyond those."""
+"""Told, in the thread that delivered them, which pieces have landed; returns how many needed bytes that completed beyond those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Attempt:
 class Reading:
     """What all attempts of a load share; once it is closed, attempts that still run keep none of the load's arrays alive.
 
-    ``carries``: what was verified is delivered by `carry`, one read after the other.
+    ``carries``: which pieces are delivered by `carry`, one read after the other, once they are verified.
     """
 
     judge: Judge
@@ -143,7 +143,7 @@ class Reading:
     monotonic_s: Callable[[], float]
     should_stop: Callable[[], bool]
     laid: MappedTensors | None
-    carries: bool = False
+    carries: Callable[[Sequence[Piece]], bool]
 
     def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
         """Read what is pending from one copy, verify it, and deliver when all is there, or leave that to `carry`.
@@ -166,7 +166,7 @@ class Reading:
 
     def is_carried(self, job: ReadJob) -> bool:
         """Return whether what was read is left to `carry`."""
-        return self.carries and not job.optional
+        return not job.optional and self.carries(job.read.pieces)
 
     def carry(self, job: ReadJob, attempt: Attempt) -> Attempt:
         """Deliver what an attempt has verified, and return the attempt with that."""
@@ -241,6 +241,7 @@ class Reading:
     def close(self) -> None:
         """Forget the destinations. Nobody may deliver any more."""
         self.direct, self.deliver, self.landed, self.laid = _nowhere, _to_nobody, nothing_finished, None
+        self.carries = nothing_far
 
     def let_go(self, job: ReadJob) -> None:
         """Give back the memory of a job that has ended."""
@@ -279,6 +280,11 @@ def _to_nobody(image: PartImage, pieces: Sequence[Piece]) -> int:  # noqa: ARG00
 def nothing_finished(pieces: Sequence[Piece]) -> int:  # noqa: ARG001 - as `Landed`
     """Return 0: nothing is left to do once the pieces have landed."""
     return 0
+
+
+def nothing_far(pieces: Sequence[Piece]) -> bool:  # noqa: ARG001 - as `Reading.carries`
+    """Return False: readers deliver what they have verified."""
+    return False
 
 
 def _nowhere(piece: Piece) -> memoryview | None:  # noqa: ARG001 - as `Reading.direct`

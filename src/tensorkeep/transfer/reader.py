@@ -32,6 +32,7 @@ from tensorkeep.transfer.job import (
     Landed,
     Reading,
     ReadJob,
+    nothing_far,
     nothing_finished,
 )
 from tensorkeep.transfer.mapped_tensors import MappedTensors
@@ -92,7 +93,7 @@ def read_boxes(
 
     def deliver(image: PartImage, pieces: Sequence[Piece]) -> int:
         delivered = 0
-        with copies_of(carriers):
+        with copies_of(carriers if carries(pieces) else ()):
             for piece in pieces:
                 landing, offset = landings[piece.item], piece.offset
                 for view in image.views(piece.start, piece.start + piece.length):
@@ -102,6 +103,9 @@ def read_boxes(
 
     def direct(piece: Piece) -> memoryview | None:
         return landings[piece.item].direct(piece.offset, piece.length)
+
+    def carries(pieces: Sequence[Piece]) -> bool:
+        return bool(carriers) and any(landings[piece.item].is_carried for piece in pieces)
 
     with collection_paused():
         pieces = list(_box_pieces(boxes, landings))
@@ -114,7 +118,7 @@ def read_boxes(
         reads = load.plan(pieces)
     if mapped:
         load.laid = mapped
-    bad = load.run(reads, direct, deliver, landed, checks)
+    bad = load.run(reads, direct, deliver, landed, checks, carries)
     if mapped and verify == "off" and progress:
         progress(mapped.size_bytes)
     if not mapped:
@@ -354,6 +358,7 @@ class _Load:
         deliver: Deliver,
         landed: Landed = nothing_finished,
         checks: Sequence[PartRead] = (),
+        carries: Callable[[Sequence[Piece]], bool] = nothing_far,
     ) -> set[int]:
         """Run reads, and reads that only check the copy of their part that was laid; return the parts whose laid copy failed.
 
@@ -371,7 +376,7 @@ class _Load:
             monotonic_s=self._runtime.clock.monotonic_s,
             should_stop=self._stop_sign.should_stop,
             laid=self.laid,
-            carries=bool(self.carriers),
+            carries=carries,
         )
         self._scheduler = Scheduler(
             self._parts,

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import ThrottlingDevice
 from tensorkeep.errors import Integrity, Internal, NotEnoughCopies, TensorkeepError, Unavailable
-from tensorkeep.runtime import Cancellation, LeavablePool, Runtime, WorkerPool
+from tensorkeep.runtime import Cancellation, LeavablePool, Runtime
 from tensorkeep.transfer.device_queue import GIVE_UP_AFTER, DeviceQueue
 from tensorkeep.transfer.job import NOBODY, Attempt, Failure, Race, Reading, ReadJob
 from tensorkeep.transfer.lateness import LOOK_EVERY_S, is_late, is_worth
@@ -74,7 +74,7 @@ class Scheduler:
         self.hedged = 0
         self._running: dict[concurrent.futures.Future[Attempt], _Running] = {}
         self._ended: SimpleQueue[concurrent.futures.Future[Attempt]] = SimpleQueue()
-        self._carriage: WorkerPool | None = None
+        self._carriage: LeavablePool | None = None
         self._unfinished = 0
         self._fatal: TensorkeepError | None = None
 
@@ -101,8 +101,7 @@ class Scheduler:
             else:
                 self._queue(job, first=True)
         with ExitStack() as pools:
-            if self._reading.carries:
-                self._carriage = pools.enter_context(self._runtime.workers.open_pool(1, "carry"))
+            self._carriage = pools.enter_context(self._runtime.workers.open_leavable_pool(1, "carry"))
             try:
                 self._loop(pools)
                 if self._fatal:
@@ -140,7 +139,7 @@ class Scheduler:
         while progressed and self._fatal is None:
             progressed = False
             for queue in list(self.queues.values()):
-                if queue.waiting and queue.running < queue.admits and self._admit(queue):
+                if queue.waiting and queue.has_room and self._admit(queue):
                     self._start(queue, pools)
                     progressed = True
 
@@ -161,7 +160,7 @@ class Scheduler:
     def _all_are_late(self) -> bool:
         """Return whether every read that holds memory is late: then one that could end may start, whatever the limit."""
         now = self._runtime.clock.monotonic_s()
-        return all(is_late(now - each.since_s, None, 0.0) for each in self._running.values())
+        return all(not each.is_carried and is_late(now - each.since_s, None, 0.0) for each in self._running.values())
 
     def _start(self, queue: DeviceQueue, pools: ExitStack) -> None:
         job, source = queue.waiting.popleft()
@@ -179,6 +178,7 @@ class Scheduler:
         now = self._runtime.clock.monotonic_s()
         queue.held_bytes += job.size_bytes
         queue.memory_bytes += job.memory_bytes
+        queue.owes_since_s = queue.owes_since_s if queue.running else now
         queue.running += 1
         queue.asked_s = now if queue.asked_s is None else queue.asked_s
         if job.race is not None:
@@ -208,10 +208,12 @@ class Scheduler:
         running = self._running.pop(future)
         job = running.job
         queue = self.queues[running.source.device]
-        queue.running -= 1
         if running.is_carried:
-            self._settle_carried(future, job)
+            queue.carried -= 1
+            queue.memory_bytes -= job.memory_bytes
+            self._finish(job, future.result())
             return
+        queue.running -= 1
         queue.held_bytes -= job.size_bytes
         queue.memory_bytes -= job.memory_bytes
         if job.race is not None:
@@ -239,21 +241,14 @@ class Scheduler:
             self._give_up(queue)
 
     def _carry(self, running: _Running, attempt: Attempt) -> None:
-        """Have a read that is verified delivered; its reader can go on with another.
-
-        It counts as one of its device's until then, so that buffers are few.
-        """
+        """Have a read that is verified delivered; its reader can go on with another."""
         assert self._carriage is not None
-        self.queues[running.source.device].running += 1
+        queue = self.queues[running.source.device]
+        queue.carried += 1
+        queue.memory_bytes += running.job.memory_bytes
         future = self._carriage.submit(self._reading.carry, running.job, attempt)
         self._running[future] = replace(running, is_carried=True)
         future.add_done_callback(self._ended.put)
-
-    def _settle_carried(self, future: "concurrent.futures.Future[Attempt]", job: ReadJob) -> None:
-        if future.cancelled():  # the load has failed
-            self._reading.let_go(job)
-        else:
-            self._finish(job, future.result())
 
     def _finish(self, job: ReadJob, attempt: Attempt) -> None:
         self._unfinished -= 1
@@ -351,7 +346,9 @@ class Scheduler:
             if usable and is_late(now - running.since_s, usual_s, queue.usual_s):
                 job.sources = [each for each in job.sources if each is not source]
                 whole = [(job.read.start, job.read.end)]
-                again = ReadJob(job.read, [], whole, admitted=True, race=race, replaceable=True)
+                again = ReadJob(
+                    job.read, [], whole, admitted=True, race=race, replaceable=True, least_bytes=job.least_bytes
+                )
                 self.hedged += 1
                 self._ask(queue, pools, again, source, instead_of=job)
                 return
@@ -508,7 +505,7 @@ class Scheduler:
     def _check_deadline(self) -> None:
         if self._deadline_at_s is not None and self._runtime.clock.monotonic_s() > self._deadline_at_s:
             waited_for: dict[str, int] = {}
-            for running in self._running.values():
+            for running in [each for each in self._running.values() if not each.is_carried]:
                 name = self._parts.device_name(running.source.device)
                 waited_for[name] = waited_for.get(name, 0) + 1
             asked = ", ".join(f"{count} of device {name}" for name, count in sorted(waited_for.items())) or "none"

@@ -1,7 +1,11 @@
 """What is loaded into memory that only a carrier reaches: verified before it is copied, by few buffers, and nothing after an error."""
 
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +21,7 @@ from tensorkeep.transfer.boxes import Box, tensor_array
 from tensorkeep.transfer.device_queue import readers_per_device
 from tensorkeep.transfer.far_memory import FarMemory
 from tensorkeep.transfer.reader import read_boxes
+from tensorkeep.transfer.schedule import Scheduler
 from tests.unit.transfer.small_world import (
     LateCarrier,
     array_in,
@@ -84,6 +89,72 @@ def test_readers_go_on_while_what_they_read_is_copied_by_one_thread() -> None:
     read_boxes([box], parts=world.table(), runtime=Runtime())
     assert same_bits(array_in(box.destination), array_of(content, file.tensors[0]))
     assert len(copying) == 1
+
+
+def test_a_device_whose_reads_wait_to_be_copied_does_not_stall() -> None:
+    content, file = matrix(rows=320)
+    world = make_world(parts_of(content), copies=2)
+    table = world.table()
+    reserve = {
+        part: [replace(source, rank=int(source.device == "d1")) for source in sources if part or source.device == "d1"]
+        for part, sources in table.sources.items()
+    }
+
+    class StallingCarrier(LateCarrier):
+        copied = 0
+
+        def copy(self, target: npt.NDArray[np.uint8], offset: int, data: memoryview) -> None:
+            self.copied += 1
+            if self.copied == 3:
+                time.sleep(0.7)  # longer than a device may owe an answer
+            super().copy(target, offset, data)
+
+    box = far_box(file, StallingCarrier())
+    read_boxes([box], parts=replace(table, sources=reserve), runtime=Runtime(), memory_limit_bytes=16 * MIB)
+    assert same_bits(array_in(box.destination), array_of(content, file.tensors[0]))
+    assert len(world.devices["d1"].reads) == 1
+
+
+def test_a_quick_device_leaves_a_slow_one_its_share_of_the_memory_while_reads_wait_to_be_copied() -> None:
+    content, file = matrix(rows=384)
+    world = make_world(parts_of(content))
+    quick, slow = world.devices.values()
+    begun_by_slow = list[int]()
+    quick.before_read = lambda: begun_by_slow.append(len(slow.reads))
+    slow.before_read = lambda: time.sleep(0.05)
+
+    class SlowCarrier(LateCarrier):
+        def copy(self, target: npt.NDArray[np.uint8], offset: int, data: memoryview) -> None:
+            time.sleep(0.004)
+            super().copy(target, offset, data)
+
+    read_boxes([far_box(file, SlowCarrier())], parts=world.table(), runtime=Runtime(), memory_limit_bytes=8 * MIB)
+    assert len(quick.reads) == len(slow.reads) == 24
+    assert begun_by_slow[-1] > 6
+
+
+def test_reads_that_were_asked_again_give_all_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [MIB, *[BLOCK_BYTES] * 7]
+    content = seeded_bytes(sum(sizes))
+    starts = list(accumulate(sizes, initial=0))
+    tensor = make_tensor("w", "BF16", (len(content) // 2,), 0, len(content))
+    file = make_file(content, [Extent(part, 0, size) for part, size in enumerate(sizes)], [tensor])
+    world = make_world([content[low:high] for low, high in pairwise(starts)], copies=2)
+    world.devices["d1"].before_read = lambda: time.sleep(0.8)
+    schedulers = list[Scheduler]()
+    run = Scheduler.run
+
+    def keep(scheduler: Scheduler, *words: Any) -> None:
+        schedulers.append(scheduler)
+        run(scheduler, *words)
+
+    monkeypatch.setattr(Scheduler, "run", keep)
+    report = read_boxes([far_box(file, LateCarrier())], parts=world.table(), runtime=Runtime())
+    assert report.hedged
+    assert [each._held_bytes for each in schedulers] == [0]
+    assert all(
+        (each.memory_bytes, each.carried) == (0, 0) for each in schedulers[0].queues.values() if not each.running
+    )
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=["threads", "inline"])
