@@ -69,7 +69,13 @@ def test_rclones_server_is_refused_because_it_answers_ranges_with_200_and_left_a
         report = store.devices.check(url)
     assert report.refusal is not None
     assert report.refusal.facts["probe"] == "http_ranges"
-    assert report.conformance.conditional_create == "ignored"
+    # Of an object that eight wrote at once it answers 500 for good, now and then: then nothing can be said of the writes either.
+    (created,) = [probe for probe in report.probes if probe.name == "conditional_create"]
+    if created.outcome == "failed":
+        assert "it answers 500" in created.detail
+        assert report.conformance.conditional_create is None
+    else:
+        assert report.conformance.conditional_create == "ignored"
     assert report.conformance.compare_and_swap == "ignored"
     assert report.conformance.refused_checksums == ("md5",)
     assert [path for path in rclone.data.rglob("*") if path.is_file()] == []
