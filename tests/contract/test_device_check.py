@@ -66,16 +66,21 @@ def test_rclones_server_is_refused_because_it_answers_ranges_with_200_and_left_a
         with pytest.raises(InvalidInput, match=r"can't be a device: it answers a range .* it answers 200, not 206"):
             store.devices.add("rclone", url)
         assert store.devices.list() == []
-        report = store.devices.check(url)
+        for _ in range(5):
+            before = _files_in(rclone.data)
+            report = store.devices.check(url)
+            broken = [each.detail for each in report.probes if each.outcome == "failed" and each.name != "http_ranges"]
+            if not broken:
+                break
+            # Of an object that many wrote at once rclone answers 500 for good, now and then, also to who removes it.
+            assert all("it answers 500" in detail for detail in broken), broken
     assert report.refusal is not None
     assert report.refusal.facts["probe"] == "http_ranges"
-    # Of an object that eight wrote at once it answers 500 for good, now and then: then nothing can be said of the writes either.
-    (created,) = [probe for probe in report.probes if probe.name == "conditional_create"]
-    if created.outcome == "failed":
-        assert "it answers 500" in created.detail
-        assert report.conformance.conditional_create is None
-    else:
-        assert report.conformance.conditional_create == "ignored"
+    assert report.conformance.conditional_create == "ignored"
     assert report.conformance.compare_and_swap == "ignored"
     assert report.conformance.refused_checksums == ("md5",)
-    assert [path for path in rclone.data.rglob("*") if path.is_file()] == []
+    assert _files_in(rclone.data) == before
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
