@@ -9,7 +9,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,13 @@ class FolderShelf(Shelf):
         self.url = f"file://{place}"
 
     def objects(self, folders: Sequence[str] = OBJECT_FOLDERS) -> dict[str, int]:
-        return {
-            str(path.relative_to(self.place)): path.stat().st_size
-            for folder in folders
-            for where, _, files in os.walk(self.place / folder)
-            for path in (Path(where) / file for file in sorted(files))
-        }
+        found = {}
+        for folder in folders:
+            for where, _, files in os.walk(self.place / folder):
+                for path in (Path(where) / file for file in sorted(files)):
+                    with suppress(FileNotFoundError):  # given its name, or removed, while a push goes on
+                        found[str(path.relative_to(self.place))] = path.stat().st_size
+        return found
 
     def read(self, name: str) -> bytes:
         return (self.place / name).read_bytes()
