@@ -222,9 +222,8 @@ def test_who_would_cut_a_file_waits_until_it_is_checked_and_so_that_is_no_fault(
             path = places[copy.device] / copy.name
             cutting.append(threading.Thread(target=damage_by_truncation, args=[path], daemon=True))
             cutting[0].start()
-            wait_until_somebody_waits_for(
-                path
-            )  # who is not kept waiting has cut it, and whoever reads it now is killed
+            # Who is not kept waiting has cut it, and whoever reads it now is killed.
+            wait_until_somebody_waits_for(path)
         return found
 
     monkeypatch.setattr(mapped_tensors.MappedTensors, "look", look_while_it_is_cut)

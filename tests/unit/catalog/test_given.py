@@ -1,6 +1,5 @@
 """Values that come to SQLite with each execution of a query: of every kind that columns have, and none."""
 
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ def test_just_the_rows_with_these_values_are_found(
     tmp_path: Path, column: str, wanted: Sequence[int], *, read_only: bool
 ) -> None:
     path = tmp_path / "catalog.sqlite"
-    sqlite3.connect(path).close()
     path.touch()
     database = open_database(str(path), read_only=False)
     with database.write() as connection:
