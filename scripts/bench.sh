@@ -7,7 +7,7 @@ exec </dev/null
 program=${1:-run}
 [ $# = 0 ] || shift
 case $program in
-run | document) scripts/contenders.sh ;;
+run | document | accept) scripts/contenders.sh ;;
 *) scripts/setup.sh dev ;;
 esac
 export PATH="$PWD/.venv/bin:$PATH"
