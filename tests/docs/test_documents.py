@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tensorkeep.records.device import DeviceIdentity, decode_identity, encode_identity
+from tensorkeep.records.fragment import FragmentFooter, decode_footer, encode_footer
 from tensorkeep.records.history import JournalEntry, decode_entry, encode_entry
 from tensorkeep.records.json_text import decode_canonical, encode_canonical
 from tensorkeep.records.manifest import Manifest, check_manifest
@@ -34,14 +35,26 @@ def _version(data: bytes) -> bytes:
     return encode_version(record)[1]
 
 
-def _identity(data: bytes) -> bytes:
-    # In the file the seal comes last; in the sorted example it comes first.
+def _sealed(data: bytes) -> bytes:
+    """Return the stored bytes of an example; in them the seal comes last, in the sorted example first."""
     fields = json.loads(data)
     seal = fields.pop("blake3")
     body = json.dumps(fields, separators=(",", ":"), sort_keys=True)
-    stored = f'{body[:-1]},"blake3":"{seal}"}}\n'.encode()
+    return f'{body[:-1]},"blake3":"{seal}"}}\n'.encode()
+
+
+def _identity(data: bytes) -> bytes:
+    stored = _sealed(data)
     identity: DeviceIdentity = decode_identity(stored, device="example")
     assert encode_identity(identity) == stored
+    return data
+
+
+def _footer(data: bytes) -> bytes:
+    stored = _sealed(data)
+    stored += len(stored).to_bytes(4, "little") + b"tkf1"
+    footer: FragmentFooter = decode_footer(stored, what="example")
+    assert encode_footer(footer) == stored
     return data
 
 
@@ -55,6 +68,7 @@ ROUND_TRIPS: dict[str, Callable[[bytes], bytes]] = {
     "version": _version,
     "identity": _identity,
     "entry": _entry,
+    "footer": _footer,
 }
 
 
@@ -78,6 +92,7 @@ def test_the_specification_has_an_example_of_each_record() -> None:
     [
         (Manifest, "## 5. Manifest"),
         (VersionRecord, "## 7. Version record"),
+        (FragmentFooter, "## 12. Erasure-coded parts"),
         (DeviceIdentity, "## 8. Identity"),
         (JournalEntry, "## 9. Journal"),
     ],

@@ -32,7 +32,7 @@ class PartName:
 
 @dataclass(frozen=True, slots=True)
 class FragmentName:
-    """Fragment ``index`` of the ``data + parity`` fragments of a part (reserved: layout v1 names it, a later issue writes it)."""
+    """Fragment ``index`` of the ``data + parity`` fragments of a part."""
 
     digest: bytes
     ulid: str

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from tensorkeep.errors import InvalidInput
 from tensorkeep.records.layout import BLOCK_BYTES
 
+MOST_FRAGMENTS = 256
+"""Of a part, data and parity together: each needs an element of GF(2⁸) of its own."""
+
 _REPLICAS = re.compile(r"replicas=([1-9][0-9]{0,2})\Z")
 _ERASURE = re.compile(r"ec=([1-9][0-9]{0,2})\+([1-9][0-9]{0,2})\Z")
 
@@ -36,7 +39,7 @@ class Replicas:
 
 @dataclass(frozen=True, slots=True)
 class ErasureCoded:
-    """K data fragments and M parity fragments, each on a device of its own. Layout v1 reserves the names for it."""
+    """K data fragments and M parity fragments, each on a device of its own."""
 
     data: int
     parity: int
@@ -67,7 +70,10 @@ def parse_policy(text: str) -> Policy:
     if match := _REPLICAS.match(text):
         return Replicas(int(match[1]))
     if match := _ERASURE.match(text):
-        return ErasureCoded(int(match[1]), int(match[2]))
+        policy = ErasureCoded(int(match[1]), int(match[2]))
+        if policy.slots > MOST_FRAGMENTS:
+            raise InvalidInput(f"{text} makes {policy.slots} fragments, {MOST_FRAGMENTS} are the most", policy=text)
+        return policy
     raise InvalidInput(f"{text!r} is no redundancy policy: write replicas=N (N ≥ 1) or ec=K+M", policy=text)
 
 
@@ -78,6 +84,25 @@ def fragment_bytes(size_bytes: int, data: int) -> int:
     """
     share = -(-size_bytes // data)
     return -(-share // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def fragment_range(policy: ErasureCoded, size_bytes: int, index: int) -> tuple[int, int]:
+    """Return which bytes [start, end) of a part data fragment ``index`` is; the last ones may be none."""
+    each = fragment_bytes(size_bytes, policy.data)
+    return min(index * each, size_bytes), min((index + 1) * each, size_bytes)
+
+
+def fragment_length(policy: ErasureCoded, size_bytes: int, index: int) -> int:
+    """Return how many bytes fragment ``index`` of a part of that size has, its footer apart."""
+    if index >= policy.data:
+        return fragment_bytes(size_bytes, policy.data)
+    start, end = fragment_range(policy, size_bytes, index)
+    return end - start
+
+
+def filled_fragments(policy: ErasureCoded, size_bytes: int) -> int:
+    """Return how many data fragments of a part are not empty. Empty ones are stored nowhere: everybody knows their bytes."""
+    return -(-size_bytes // fragment_bytes(size_bytes, policy.data))
 
 
 def form_of(policy: Policy, size_bytes: int) -> Policy:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tensorkeep.errors import Format, Integrity
 from tensorkeep.records.checks import decode_checks
 from tensorkeep.records.device import decode_identity
+from tensorkeep.records.fragment import decode_footer
 from tensorkeep.records.history import decode_entry
 from tensorkeep.records.manifest import Manifest, decode_manifest, encode_manifest
 from tensorkeep.records.version import VersionRecord, decode_version, encode_version
@@ -19,6 +20,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "manifest": decode_manifest,
     "version": decode_version,
     "entry": decode_entry,
+    "footer": lambda data: decode_footer(data, what="x"),
     "identity": lambda data: decode_identity(data, device="nvme0"),
     "checks": lambda data: decode_checks(data, [1, 300_000]),
     "packed manifest": lambda data: decode_manifest(zstandard.compress(data)),
