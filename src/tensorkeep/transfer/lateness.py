@@ -1,7 +1,10 @@
 """When a device is late, so that another copy is asked: decisions only, no clock, no I/O."""
 
-LATE_S = 0.5
-"""A read that takes no longer is never late, whatever others take: busy machines stall that long."""
+LATE_S = 0.2
+"""A read that takes no longer is never late, whatever others take: busy machines stall that long, and to ask twice is not for nothing."""
+
+HANGS_S = 0.5
+"""Where all reads that hold memory have run that long, one more may start beyond the limit: it could end."""
 
 LATE_ALONE_S = 3.0
 """The same where nobody can say how long it takes elsewhere."""

@@ -19,7 +19,7 @@ from tensorkeep.errors import Integrity, Internal, NotEnoughCopies, TensorkeepEr
 from tensorkeep.runtime import Cancellation, LeavablePool, Runtime
 from tensorkeep.transfer.device_queue import GIVE_UP_AFTER, DeviceQueue
 from tensorkeep.transfer.job import NOBODY, Attempt, Failure, Race, Reading, ReadJob
-from tensorkeep.transfer.lateness import LOOK_EVERY_S, is_late, is_worth
+from tensorkeep.transfer.lateness import HANGS_S, LOOK_EVERY_S, is_late, is_worth
 from tensorkeep.transfer.left_reads import has_left_reads, note_left
 from tensorkeep.transfer.reader_count import HIGHEST, ReaderCount, remember_readers, remembered_readers
 from tensorkeep.transfer.report import Damage
@@ -160,7 +160,7 @@ class Scheduler:
     def _all_are_late(self) -> bool:
         """Return whether every read that holds memory is late: then one that could end may start, whatever the limit."""
         now = self._runtime.clock.monotonic_s()
-        return all(not each.is_carried and is_late(now - each.since_s, None, 0.0) for each in self._running.values())
+        return all(not each.is_carried and now - each.since_s > HANGS_S for each in self._running.values())
 
     def _start(self, queue: DeviceQueue, pools: ExitStack) -> None:
         job, source = queue.waiting.popleft()

@@ -8,9 +8,9 @@ from tensorkeep.transfer.lateness import is_late, is_worth
 @pytest.mark.parametrize(
     ("elapsed", "usual", "elsewhere", "late"),
     [
-        (0.4, None, 0.01, False),  # busy machines stall that long
-        (0.6, None, 0.01, True),
-        (0.6, 0.5, 0.01, True),  # always slow, and the other is not
+        (0.15, None, 0.01, False),  # busy machines stall that long
+        (0.25, None, 0.01, True),
+        (0.25, 0.5, 0.01, True),  # always slow, and the other is not
         (0.6, None, 0.2, False),  # the other would hardly be sooner
         (0.9, None, 0.2, True),
         (1.0, None, None, False),
