@@ -9,6 +9,7 @@ import msgspec
 
 from tensorkeep.catalog import rules
 from tensorkeep.catalog.chain import ChainEnd, extend, next_row
+from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import DeviceHead, JournalRow, Location, ObjectKey
 from tensorkeep.errors import NotFound
 from tensorkeep.records.device import DeviceFacts, counted_devices
@@ -171,10 +172,13 @@ class MemoryState:
         )
 
     def usable_copies(self, key: ObjectKey, *, durable_only: bool) -> int:
-        """Return on how many active devices an object has a usable copy."""
-        holders = {row.location.device for row in self.rows_of(key) if row.location.state in rules.USABLE}
-        found = [self.devices[device] for device in holders]
-        return sum(f.state == "active" and (f.durability == "durable" or not durable_only) for f in found)
+        """Return how many copies an object has by its usable rows on active devices."""
+        usable = [row.location for row in self.rows_of(key) if row.location.state in rules.USABLE]
+        return count_copies(row for row in usable if self._counts(row.device, durable_only=durable_only))
+
+    def _counts(self, device: str, *, durable_only: bool) -> bool:
+        facts = self.devices[device]
+        return facts.state == "active" and (facts.durability == "durable" or not durable_only)
 
     def add_location(self, location: Location, session: str | None) -> Location:
         """Add a row and return it with its id; ids are never used again."""

@@ -1,15 +1,17 @@
 """What a stage request gets: copies that exist, and devices for new ones. Pure; every catalog decides with this."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from tensorkeep.catalog import rules
+from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.errors import NotFound
 from tensorkeep.planning.slots import pick_devices
 from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.redundancy import filled_fragments, form_name, fragment_length
 
 
 class Held(NamedTuple):
@@ -29,9 +31,9 @@ class StagingPlan(NamedTuple):
     missing: int
 
     @property
-    def copies(self) -> int:
-        """How many copies exist or may be uploaded now."""
-        return len(self.existing) + len(self.again) + len(self.new)
+    def has_rows(self) -> bool:
+        """Whether a copy exists or may be uploaded now."""
+        return bool(self.existing or self.again or self.new)
 
     @property
     def is_complete(self) -> bool:
@@ -95,47 +97,113 @@ def _plan_one(
     request: ObjectRequest, owed: int, known: Sequence[Held], zones: Mapping[str, str], usable: Collection[str]
 ) -> StagingPlan:
     ready = [row.location for row in known if row.location.state in rules.USABLE and row.location.device in usable]
-    if len(ready) == len(known) >= owed and len(ready) == len({location.device for location in ready}):
+    if len(ready) == len(known) == len({location.device for location in ready}) and count_copies(ready) >= owed:
         return StagingPlan(request, tuple(ready), (), (), 0)  # nearly all, of a model that is known
-    existing: dict[str, Location] = {}
-    again: dict[str, Location] = {}
-    refused: set[str] = set()
+    numbers = _fragment_numbers(request)
+    names = {rules.staged_name(request, number) for number in numbers}
+    existing: dict[tuple[str, str, int | None], Location] = {}
+    again: list[Location] = []
+    refused: set[tuple[str, str]] = set()
     for row in known:
         location = row.location
         if location.device not in usable:
             continue
         if location.state in rules.USABLE:
-            existing.setdefault(location.device, location)
-        elif location.name == rules.staged_name(request):
-            refused.add(location.device)  # a name is never used twice, whatever became of it
+            existing.setdefault((location.device, location.form, location.fragment), location)
+        elif location.name in names:
+            refused.add((location.device, location.name))  # a name is never used twice, whatever became of it
             if row.mine and location.state == "staged":
-                again[location.device] = location
-    taken = {*existing, *again}
-    missing = max(0, owed - len(taken))
-    picked: list[str] = []
-    if missing:
-        picked = pick_devices(
-            [(device, zones[device]) for device in request.candidates if device in usable],
-            taken_devices=taken | refused,
-            taken_zones=[zones[device] for device in taken],
-            count=missing,
+                again.append(location)
+    again = [each for each in again if (each.device, each.form, each.fragment) not in existing]
+    kept = [*existing.values(), *again]
+    copies = count_copies(kept)
+    new: list[Location] = []
+    if copies < owed:
+        offer = _offer_fragments if request.code else _offer_copies
+        candidates = [device for device in request.candidates if device in usable]
+        for location in offer(request, candidates, zones, kept, refused):
+            new.append(location)
+            copies = count_copies([*kept, *new])
+            if copies >= owed:
+                break
+        if copies == count_copies(kept):
+            new = []  # too few fragments give nothing
+    return StagingPlan(request, tuple(existing.values()), tuple(again), tuple(new), max(0, owed - copies))
+
+
+def _fragment_numbers(request: ObjectRequest) -> Sequence[int | None]:
+    """Return the numbers of the fragments that an object is to be kept as; one None for a whole copy."""
+    code = request.code
+    if code is None:
+        return (None,)
+    return (*range(filled_fragments(code, request.size_bytes)), *range(code.data, code.slots))
+
+
+def _offer_copies(
+    request: ObjectRequest,
+    candidates: Sequence[str],
+    zones: Mapping[str, str],
+    kept: Sequence[Location],
+    refused: Collection[tuple[str, str]],
+) -> Iterator[Location]:
+    """Yield rows for new whole copies, the best first; those beside a fragment last, which hardly make the object safer."""
+    name = rules.staged_name(request)
+    taken = {location.device for location in kept if location.fragment is None}
+    closed = taken | {device for device, refused_name in refused if refused_name == name}
+    beside = {location.device for location in kept} - taken
+    for late in (False, True):
+        free = [(device, zones[device]) for device in candidates if (device in beside) is late]
+        taken_zones = [zones[device] for device in taken]
+        for device in pick_devices(free, taken_devices=closed, taken_zones=taken_zones, count=len(free)):
+            yield _new_location(request, device, None)
+
+
+def _offer_fragments(
+    request: ObjectRequest,
+    candidates: Sequence[str],
+    zones: Mapping[str, str],
+    kept: Sequence[Location],
+    refused: Collection[tuple[str, str]],
+) -> Iterator[Location]:
+    """Yield a row for each fragment that is lacking, on the candidate of its number where that can take it, else on a spare one."""
+    code = request.code
+    assert code is not None
+    form = form_name(code)
+    mine = {location.fragment: location.device for location in kept if location.form == form}
+    holders = {location.device for location in kept}
+    lacking = [number for number in _fragment_numbers(request) if number is not None and number not in mine]
+    own = dict(enumerate(request.candidates))
+    placed: dict[int, str] = {}
+    for number in lacking:
+        device = own.get(number, "")
+        is_free = device in candidates and device not in holders | {*placed.values()}
+        if is_free and (device, rules.staged_name(request, number)) not in refused:
+            placed[number] = device
+    for number in [number for number in lacking if number not in placed]:  # after all that have a place of their own
+        name = rules.staged_name(request, number)
+        closed = holders | {*placed.values()} | {device for device, refused_name in refused if refused_name == name}
+        taken_zones = [zones[device] for device in (*mine.values(), *placed.values())]
+        free = [(device, zones[device]) for device in candidates]
+        placed.update(
+            (number, device) for device in pick_devices(free, taken_devices=closed, taken_zones=taken_zones, count=1)
         )
-    return StagingPlan(
-        request=request,
-        existing=tuple(existing.values()),
-        again=tuple(location for device, location in again.items() if device not in existing),
-        new=tuple(_new_location(request, device) for device in picked),
-        missing=missing - len(picked),
-    )
+    yield from (_new_location(request, placed[number], number) for number in lacking if number in placed)
 
 
-def _new_location(request: ObjectRequest, device: str) -> Location:
+def _new_location(request: ObjectRequest, device: str, fragment: int | None) -> Location:
+    code, size = request.code, request.size_bytes
+    name = rules.staged_name(request, fragment)
+    if fragment is None or code is None:
+        return Location(id=0, key=request.key, size_bytes=size, device=device, name=name, length=size, state="staged")
     return Location(
         id=0,
         key=request.key,
-        size_bytes=request.size_bytes,
+        size_bytes=size,
         device=device,
-        name=rules.staged_name(request),
-        length=request.size_bytes,
+        name=name,
+        form=form_name(code),
+        length=fragment_length(code, size, fragment),
         state="staged",
+        fragment=fragment,
+        needed=filled_fragments(code, size),
     )

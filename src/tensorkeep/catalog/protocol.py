@@ -29,6 +29,7 @@ from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import ModelFacts, RefFacts, RefKind, StoreState, VersionFacts
 from tensorkeep.records.names import ModelName
 from tensorkeep.records.naming import ObjectKind
+from tensorkeep.records.redundancy import ErasureCoded
 
 LocationState = Literal["staged", "stored", "live", "bad", "condemned"]
 """staged: the upload may be under way; stored: it is durable; live: a version refers to it; bad: found damaged or missing;
@@ -69,6 +70,7 @@ class ObjectRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One object that a push needs: how many copies, and where new ones should go, in order of preference.
 
     ``ulid`` is the upload's: it ends the physical name of every copy staged by this request. ``model`` (a ulid) is for version records.
+    ``code``: what is lacking is to be kept as fragments of it, fragment i on candidate i, else on one of those after them.
     """
 
     key: ObjectKey
@@ -77,13 +79,15 @@ class ObjectRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     candidates: tuple[str, ...]
     ulid: str
     model: str | None = None
+    code: ErasureCoded | None = None
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The catalog's row for bytes of an object on a device.
 
-    ``form`` is ``raw``, a codec's name or ``ec-k-m-i``; ``offset`` and ``length`` say which bytes of the physical object.
-    ``size_bytes`` is the object's own size.
+    ``form`` is ``raw``, a codec's name or ``ec-k-m``; ``offset`` and ``length`` say which bytes of the physical object.
+    ``size_bytes`` is the object's own size. ``fragment`` is the number of a fragment, and ``needed`` how many of its form give
+    the object; a whole copy has None and 1.
     """
 
     id: int
@@ -95,12 +99,15 @@ class Location(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     offset: int = 0
     length: int
     state: LocationState
+    fragment: int | None = None
+    needed: int = 1
 
 
 class Staging(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The answer to one `ObjectRequest`: usable copies that exist, and new rows whose upload may start now.
 
-    ``missing`` is how many copies found no device; the caller decides whether that is an error.
+    ``missing`` is how many copies (as `counting.count_copies` counts them) found no device; the caller decides whether that is an
+    error.
     """
 
     existing: tuple[Location, ...]
@@ -312,7 +319,8 @@ class Catalog(Protocol):
         bad ones nor those on ``down`` or lost devices, and those on soft devices only with ``allow_soft``, as the commit
         counts them. An object owes the highest of ``copies`` and what versions that refer to it owe.
         New rows go to the first candidates (active, not down, durable unless ``allow_soft``) that hold no copy, to zones
-        that hold none while such zones suffice. A request repeated with the same ulid by the same session gets the rows
+        that hold none while such zones suffice; no device gets two fragments of an object, and none is staged where too few
+        devices are left for the fragments to give it. A request repeated with the same ulid by the same session gets the rows
         that it has staged before.
 
         Raises:

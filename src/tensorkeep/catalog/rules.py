@@ -12,6 +12,7 @@ from tensorkeep.records.json_text import format_time
 from tensorkeep.records.names import check_ref_name
 from tensorkeep.records.naming import (
     ChecksName,
+    FragmentName,
     ManifestName,
     ObjectKind,
     PartName,
@@ -38,7 +39,7 @@ class CopiesMissing(Exception):
 
 
 def copies_owed(kind: ObjectKind, policy: str, counted_devices: int) -> int:
-    """Return how many whole copies an object of a version with this policy owes."""
+    """Return how many copies, whatever their form, an object of a version with this policy owes."""
     parsed = parse_policy(policy)
     return parsed.losses + 1 if kind is ObjectKind.PART else metadata_copies(parsed, counted_devices)
 
@@ -69,9 +70,12 @@ def check_key(key: ObjectKey) -> ObjectKey:
     return key
 
 
-def staged_name(request: ObjectRequest) -> str:
-    """Return the physical name of every copy staged by a request."""
+def staged_name(request: ObjectRequest, fragment: int | None = None) -> str:
+    """Return the physical name of every copy staged by a request, or of its fragment of that number."""
     key = check_key(request.key)
+    if fragment is not None and request.code is not None:
+        code = request.code
+        return physical_name(FragmentName(key.digest, request.ulid, code.data, code.parity, fragment))
     match key.kind:
         case ObjectKind.PART:
             return physical_name(PartName(key.digest, request.ulid))

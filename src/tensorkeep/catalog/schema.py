@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Migrations, oldest first; the last one is what this tensorkeep writes."""
 
 HEAD = REVISIONS[-1]
@@ -49,6 +49,7 @@ _MOMENT = String(27)
 
 _UNSETTLED = text("state IN ('staged', 'stored', 'bad')")
 _CONDEMNED = text("state = 'condemned'")
+_FRAGMENTS = text("needed > 1")
 
 alembic_version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
 """Alembic's own table, apart from the metadata: its shape is Alembic's."""
@@ -160,10 +161,14 @@ locations = Table(
     Column("state", String(16), nullable=False),
     Column("session", Text),
     Column("condemned_at", _MOMENT),
+    # Of fragments: which one, and how many of its form give the object; a whole copy does alone.
+    Column("fragment", Integer),
+    Column("needed", Integer, nullable=False, server_default="1"),
     UniqueConstraint("device", "name"),
     CheckConstraint("state IN ('staged', 'stored', 'live', 'bad', 'condemned')", name="state"),
     Index("ix_locations_unsettled", "part_id", sqlite_where=_UNSETTLED, postgresql_where=_UNSETTLED),
     Index("ix_locations_condemned", "id", sqlite_where=_CONDEMNED, postgresql_where=_CONDEMNED),
+    Index("ix_locations_fragments", "part_id", sqlite_where=_FRAGMENTS, postgresql_where=_FRAGMENTS),
     sqlite_autoincrement=True,
 )
 

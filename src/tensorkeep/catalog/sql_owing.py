@@ -1,8 +1,23 @@
 """What objects owe and what they have, as SQL: one definition for staging, gc and status."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, ScalarSelect, Select, case, cast, func, literal, null, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    ScalarSelect,
+    Select,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    null,
+    select,
+)
+from sqlalchemy.sql.selectable import NamedFromClause
 
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import among, chunks, found_any
@@ -103,14 +118,37 @@ def _is_asked_by(part_id: ColumnElement[int], policies: Sequence[str]) -> Column
     return found_any(query.where(pairs.c.part_id == part_id, versions.c.policy.in_(policies)))
 
 
-def usable_copies(part_id: ColumnElement[int], *, durable_only: bool) -> ScalarSelect[int]:
-    """Return, as a correlated subquery, on how many active devices an object has a usable copy."""
-    rows = schema.locations.alias("usable")
+def usable_copies(part_id: ColumnElement[int], *, durable_only: bool) -> ColumnElement[int]:
+    """Return, as correlated SQL, what `counting.count_copies` gives of an object's usable rows on active devices."""
+    rows = schema.locations.alias("whole")
+    copies = select(func.count(rows.c.device.distinct())).where(rows.c.needed == literal_column("1"))
+    copies = _of_usable(copies, rows, part_id, durable_only=durable_only)
+    fragments = _usable_fragments(part_id, durable_only=durable_only)
+    return copies.scalar_subquery() + func.coalesce(fragments, literal_column("0"))
+
+
+def _usable_fragments(part_id: ColumnElement[int], *, durable_only: bool) -> ScalarSelect[int]:
+    """Return, as correlated SQL, how many copies the fragments on other devices than whole copies are; null for none."""
+    rows, whole = schema.locations.alias("fragments"), schema.locations.alias("beside")
+    beside = select(whole.c.id).where(whole.c.device == rows.c.device, whole.c.needed == literal_column("1"))
+    beside = _of_usable(beside, whole, rows.c.part_id, durable_only=durable_only)
+    devices, numbers = func.count(rows.c.device.distinct()), func.count(rows.c.fragment.distinct())
+    left = case((devices < numbers, devices), else_=numbers) - rows.c.needed + 1
     query = (
-        select(func.count(rows.c.device.distinct()))
-        .join(schema.devices, schema.devices.c.id == rows.c.device)
-        .where(rows.c.part_id == part_id, rows.c.state.in_(rules.USABLE), schema.devices.c.state == "active")
+        select(left)
+        .where(rows.c.needed > literal_column("1"), ~found_any(beside))
+        .group_by(rows.c.form, rows.c.needed)
+        .having(left > 0)
+        .order_by(left.desc())
     )
-    if durable_only:
-        query = query.where(schema.devices.c.durability == "durable")
-    return query.scalar_subquery()
+    return _of_usable(query, rows, part_id, durable_only=durable_only).limit(literal_column("1")).scalar_subquery()
+
+
+def _of_usable(
+    query: Select[Any], rows: NamedFromClause[Any], part_id: ColumnElement[int], *, durable_only: bool
+) -> Select[Any]:
+    """Return a query of the usable rows of an object on active devices; ``rows`` is an alias of ``locations``."""
+    devices = schema.devices.alias(f"devices_of_{rows.name}")
+    query = query.join_from(rows, devices, devices.c.id == rows.c.device)
+    query = query.where(rows.c.part_id == part_id, rows.c.state.in_(rules.USABLE), devices.c.state == "active")
+    return query.where(devices.c.durability == "durable") if durable_only else query

@@ -82,7 +82,7 @@ def stage(
     plans = plan(others, _find_known(connection, session, others))
     new = [location for each in plans for location in each.new]
     _insert_locations(connection, session, new, part_ids)
-    delete_unused_parts(connection, sorted({part_ids[each.request.key] for each in plans if not each.copies}))
+    delete_unused_parts(connection, sorted({part_ids[each.request.key] for each in plans if not each.has_rows}))
     numbers = _read_numbers(connection, session, sorted({part_ids[location.key] for location in new}))
     answers = iter([each.answer(numbers) for each in plans])
     return [complete.get(request.key) or next(answers) for request in requests]

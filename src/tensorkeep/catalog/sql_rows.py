@@ -25,6 +25,8 @@ PLACE_COLUMNS = (
     schema.locations.c.offset,
     schema.locations.c.length,
     schema.locations.c.state,
+    schema.locations.c.fragment,
+    schema.locations.c.needed,
 )
 """A location without its object."""
 
@@ -55,7 +57,7 @@ def location_of(row: Any) -> Location:
 
 def place_of(place: Sequence[Any], key: ObjectKey, size_bytes: int) -> Location:
     """Return the location of an object in a row of `PLACE_COLUMNS`."""
-    number, device, name, form, offset, length, state = place
+    number, device, name, form, offset, length, state, fragment, needed = place
     return Location(
         id=number,
         key=key,
@@ -66,6 +68,8 @@ def place_of(place: Sequence[Any], key: ObjectKey, size_bytes: int) -> Location:
         offset=offset,
         length=length,
         state=state,
+        fragment=fragment,
+        needed=needed,
     )
 
 
@@ -79,6 +83,8 @@ def location_values(location: Location, part_id: int) -> dict[str, Any]:
         "offset": location.offset,
         "length": location.length,
         "state": location.state,
+        "fragment": location.fragment,
+        "needed": location.needed,
     }
 
 

@@ -26,6 +26,16 @@ def spread_zones(candidates: Sequence[T], zone_of: Callable[[T], str], taken: It
     return [candidates[position] for _, position in sorted(ranked)]
 
 
+def keep_places(candidates: Sequence[str], usable: Collection[str], slots: int) -> tuple[str, ...]:
+    """Return the usable candidates for fragments, in order; in the place of each of the first ``slots`` that is not, a spare one.
+
+    Who is at place i is meant for fragment i: where one drops out, the others should not all move up.
+    """
+    spare = [device for device in candidates[slots:] if device in usable]
+    places = [device if device in usable else (spare.pop(0) if spare else None) for device in candidates[:slots]]
+    return tuple(device for device in (*places, *spare) if device is not None)
+
+
 def pick_devices(
     candidates: Sequence[tuple[str, str]], *, taken_devices: Collection[str], taken_zones: Iterable[str], count: int
 ) -> list[str]:

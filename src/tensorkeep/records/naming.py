@@ -146,13 +146,13 @@ def object_kind(name: ObjectName) -> ObjectKind:
             raise Internal("journal entries have no location rows")
 
 
-def location_kind(name: ObjectName) -> str:
-    """Return the form of the bytes under a name, for the catalog's location row: ``raw``, a codec, or ``ec-k-m-i``."""
+def location_form(name: ObjectName) -> str:
+    """Return the form of the bytes under a name, for the catalog's location row: ``raw``, a codec, or ``ec-k-m``."""
     match name:
         case PartName(_, _, encoding):
             return encoding
-        case FragmentName(_, _, data, parity, index):
-            return f"ec-{data}-{parity}-{index}"
+        case FragmentName(_, _, data, parity, _):
+            return f"ec-{data}-{parity}"
         case _:
             return "raw"
 

@@ -105,6 +105,17 @@ def filled_fragments(policy: ErasureCoded, size_bytes: int) -> int:
     return -(-size_bytes // fragment_bytes(size_bytes, policy.data))
 
 
+def form_name(policy: ErasureCoded) -> str:
+    """Return what the catalog calls the form of fragments of this policy: ``ec-k-m``."""
+    return f"ec-{policy.data}-{policy.parity}"
+
+
+def parse_form(form: str) -> ErasureCoded:
+    """Return the policy of fragments that the catalog calls this."""
+    data, parity = form.removeprefix("ec-").split("-")
+    return ErasureCoded(int(data), int(parity))
+
+
 def form_of(policy: Policy, size_bytes: int) -> Policy:
     """Return what a part of that size is kept as: a part under K blocks is kept as M+1 copies, since fragments save nothing."""
     if isinstance(policy, ErasureCoded) and size_bytes < policy.data * BLOCK_BYTES:

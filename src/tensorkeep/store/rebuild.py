@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tensorkeep.catalog.access import open_catalog
+from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
 from tensorkeep.catalog.rules import version_keys
 from tensorkeep.devices.protocol import Device
@@ -22,16 +23,19 @@ from tensorkeep.errors import (
 )
 from tensorkeep.records.checks import decode_checks
 from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.fragment import footer_length
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
 from tensorkeep.records.manifest import decode_manifest
 from tensorkeep.records.naming import (
+    FragmentName,
     JournalName,
     ObjectKind,
-    location_kind,
+    location_form,
     object_kind,
     parse_physical_name,
 )
+from tensorkeep.records.redundancy import filled_fragments, fragment_length, parse_form
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import UNSEEN, Fleet
@@ -201,7 +205,8 @@ def _list_device(device_id: str, device: Device) -> list[Location]:
                     size_bytes=info.size_bytes,
                     device=device_id,
                     name=info.name,
-                    form=location_kind(name),
+                    form=location_form(name),
+                    fragment=name.index if isinstance(name, FragmentName) else None,
                     length=info.size_bytes,
                     state="stored",
                 )
@@ -211,7 +216,9 @@ def _list_device(device_id: str, device: Device) -> list[Location]:
 
 def _fits_others(found: FoundDevices, location: Location, copies: Sequence[Location]) -> bool:
     """Return whether a copy of an object that no version refers to may be used: where copies differ in size, one is torn."""
-    if len({copy.length for copy in copies}) == 1:
+    if location.fragment is not None:
+        return False  # its part's size is known by its version only: what no version needs is left where it is
+    if len({copy.length for copy in copies if copy.fragment is None}) == 1:
         return True
     if _read_good(found, {location.key: [location]}, location.key) is not None:
         return True
@@ -226,8 +233,24 @@ def _judge(location: Location, sizes: dict[ObjectKey, int]) -> Location:
     size = sizes.get(location.key)
     if size is None:
         return location
+    if location.fragment is not None:
+        return _judge_fragment(location, location.fragment, size)
     return msgspec.structs.replace(
         location, size_bytes=size, length=size, state="live" if location.length == size else "bad"
+    )
+
+
+def _judge_fragment(location: Location, number: int, size: int) -> Location:
+    """Return the row of a fragment of a part of that size; bad where bytes and footer together have another length."""
+    code = parse_form(location.form)
+    length = fragment_length(code, size, number)
+    stored = length + footer_length(code, size, number)
+    return msgspec.structs.replace(
+        location,
+        size_bytes=size,
+        length=length,
+        needed=filled_fragments(code, size),
+        state="live" if location.length == stored else "bad",
     )
 
 
@@ -258,7 +281,8 @@ def _objects_of(
     for digest, size in parts.items():
         key = ObjectKey(ObjectKind.PART, digest)
         objects.append((key, size))
-        if key not in copies:
+        judged = [_judge(location, {key: size}) for location in copies.get(key, ())]
+        if not judged or (judged[0].fragment is not None and not count_copies(judged)):
             found.missing.append(f"part {digest.hex()} of version {version.id}")
     return objects
 

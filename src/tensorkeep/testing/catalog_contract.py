@@ -8,6 +8,7 @@ A kind of catalog passes when a subclass that implements ``make_catalog`` does:
 """
 
 from tensorkeep.testing.catalog_commit_contract import CommitRules, ReadRules
+from tensorkeep.testing.catalog_fragment_contract import FragmentRules
 from tensorkeep.testing.catalog_gc_contract import GcRules
 from tensorkeep.testing.catalog_journal_contract import JournalRules, RebuildRules, StaleRules
 from tensorkeep.testing.catalog_names_contract import DeviceRules, NameRules
@@ -19,6 +20,7 @@ class CatalogContract(
     DeviceRules,
     NameRules,
     StageRules,
+    FragmentRules,
     CommitRules,
     ReadRules,
     GcRules,

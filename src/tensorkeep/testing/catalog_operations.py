@@ -7,19 +7,23 @@ from typing import Any
 
 import msgspec
 
-from tensorkeep.catalog.protocol import Catalog, CatalogImage, Committed, ObjectKey
+from tensorkeep.catalog.protocol import Catalog, CatalogImage, Committed, ObjectKey, ObjectRequest
 from tensorkeep.catalog.rules import version_keys
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import ModelFacts, RefKind, StoreState, VersionFacts, decode_entry, fold_entries
+from tensorkeep.records.layout import MIB
 from tensorkeep.records.names import parse_model_name
+from tensorkeep.records.naming import ObjectKind
+from tensorkeep.records.redundancy import ErasureCoded
 from tensorkeep.testing.catalog_scene import Scene, part_key, seeded_runtime
 
 NAMES = ("acme/llama", "acme/Mistral", "acme/mistral", "solo/x")
 BRANCHES = ("main", "dev")
 TAGS = ("v1", "v2", "main")
 KINDS: tuple[RefKind, ...] = ("branch", "tag")
+_PART_BYTES = 1 * MIB
 POLICIES = ("replicas=1", "replicas=2", "ec=2+1")
 
 
@@ -99,7 +103,7 @@ class Operations:
         devices = self._device_ids()
         down = tuple(device for device in devices if self._random.random() < 0.1)
         requests = [
-            self._scene.request(
+            self._request(
                 self._random.choice(sorted(self._keys)),
                 copies=self._random.choice((1, 2, 3)),
                 model=self._scene.ulid(),
@@ -138,7 +142,7 @@ class Operations:
         parts = [part_key(self._random.randrange(6)) for _ in range(self._random.randint(0, 5))]
         session = self._session()
         keys = [key for key in dict.fromkeys((*parts, *version_keys(version))) if self._random.random() < 0.97]
-        requests = [self._scene.request(key, copies=2, model=model.id) for key in keys]
+        requests = [self._request(key, copies=2, model=model.id) for key in keys]
         answers = self._ask(lambda c: c.stage(session, requests))
         if isinstance(answers, list):
             rows = [row.id for answer in answers for row in answer.staged]
@@ -235,6 +239,17 @@ class Operations:
             self._ask(methodcaller("find_version", name, revision))
 
     # choices
+
+    def _request(
+        self, key: ObjectKey, *, copies: int, model: str, candidates: Sequence[str] | None = None
+    ) -> ObjectRequest:
+        """Return a request for whole copies, or sometimes, of a part, for fragments."""
+        if key.kind is not ObjectKind.PART:
+            return self._scene.request(key, copies=copies, model=model, candidates=candidates)
+        code = self._random.choice((None, None, ErasureCoded(2, 1), ErasureCoded(1, 1), ErasureCoded(3, 2)))
+        return self._scene.request(
+            key, copies=copies, model=model, candidates=candidates, size_bytes=_PART_BYTES, code=code
+        )
 
     def _ask(self, operation: Callable[[Catalog], Any]) -> Any:
         answers = [_answer(operation, catalog) for catalog in self.catalogs]

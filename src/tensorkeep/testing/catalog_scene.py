@@ -18,7 +18,7 @@ from tensorkeep.records.digest import blake3_160, blake3_256
 from tensorkeep.records.history import ModelFacts, VersionFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import ObjectKind
-from tensorkeep.records.redundancy import metadata_copies, parse_policy
+from tensorkeep.records.redundancy import ErasureCoded, metadata_copies, parse_policy
 from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
 from tensorkeep.runtime import InlineWorkers, ManualClock, Runtime, SeededRandomness
 
@@ -76,12 +76,19 @@ class Scene:
         model: str | None = None,
         candidates: Sequence[str] | None = None,
         size_bytes: int = PART_BYTES,
+        code: ErasureCoded | None = None,
     ) -> ObjectRequest:
         """Return a request for an object, by default on any active device in order of being added."""
         if candidates is None:
             candidates = [facts.id for facts in self.catalog.list_devices() if facts.state == "active"]
         return ObjectRequest(
-            key=key, size_bytes=size_bytes, copies=copies, candidates=tuple(candidates), ulid=self.ulid(), model=model
+            key=key,
+            size_bytes=size_bytes,
+            copies=copies,
+            candidates=tuple(candidates),
+            ulid=self.ulid(),
+            model=model,
+            code=code,
         )
 
     def stage(

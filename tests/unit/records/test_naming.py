@@ -14,7 +14,7 @@ from tensorkeep.records.naming import (
     ObjectName,
     PartName,
     VersionName,
-    location_kind,
+    location_form,
     object_kind,
     parse_physical_name,
     physical_name,
@@ -118,8 +118,8 @@ def test_near_misses_are_no_names(text: str) -> None:
 def test_kinds_and_forms_are_those_of_location_rows() -> None:
     kinds = [object_kind(name) for name, _ in LITERAL[:-1]]
     assert kinds == [*3 * [ObjectKind.PART], ObjectKind.MANIFEST, ObjectKind.CHECKS, ObjectKind.VERSION]
-    forms = [location_kind(name) for name, _ in LITERAL[:-1]]
-    assert forms == ["raw", "planes-zstd", "ec-4-2-5", "raw", "raw", "raw"]
+    forms = [location_form(name) for name, _ in LITERAL[:-1]]
+    assert forms == ["raw", "planes-zstd", "ec-4-2", "raw", "raw", "raw"]
 
 
 def test_journal_entries_have_no_location_rows() -> None:
