@@ -7,7 +7,14 @@ from typing import TypeVar, cast
 
 from typing_extensions import Buffer
 
-from tensorkeep.devices.protocol import Device, MappableDevice, ObjectInfo, OpeningDevice, OpenObject
+from tensorkeep.devices.protocol import (
+    Device,
+    MappableDevice,
+    ObjectInfo,
+    OpeningDevice,
+    OpenObject,
+    ReadableDevice,
+)
 from tensorkeep.records.device import Durability
 
 T = TypeVar("T")
@@ -100,14 +107,14 @@ class ForwardingDevice:
         return self.around("free_bytes", "", self.inner.free_bytes)
 
 
-def innermost(device: Device) -> Device:
+def innermost(device: ReadableDevice) -> ReadableDevice:
     """Return the device inside all wrappers."""
     while isinstance(device, ForwardingDevice):
         device = device.inner
     return device
 
 
-def mappable(device: Device) -> MappableDevice | None:
+def mappable(device: ReadableDevice) -> MappableDevice | None:
     """Return the device inside all wrappers if its objects may be mapped: a mapping goes past wrappers, a limit of its rate too."""
     while isinstance(device, ForwardingDevice):
         if not device.LETS_MAP:
@@ -116,7 +123,7 @@ def mappable(device: Device) -> MappableDevice | None:
     return device if isinstance(device, MappableDevice) and device.maps_files else None
 
 
-def open_object(device: Device, name: str) -> OpenObject:
+def open_object(device: ReadableDevice, name: str) -> OpenObject:
     """Return an object to read run by run: opened once where its device can do that, else asked for by name for each run."""
     if _opens(type(device)):
         return cast("OpeningDevice", device).open_object(name)
@@ -124,13 +131,13 @@ def open_object(device: Device, name: str) -> OpenObject:
 
 
 @cache
-def _opens(kind: type[Device]) -> bool:
+def _opens(kind: type[ReadableDevice]) -> bool:
     """Return whether devices of this class open objects: to ask `OpeningDevice` takes longer than to open a file."""
     return issubclass(kind, OpeningDevice)
 
 
 class _NamedObject:
-    def __init__(self, device: Device, name: str) -> None:
+    def __init__(self, device: ReadableDevice, name: str) -> None:
         self._device = device
         self._name = name
 

@@ -27,6 +27,17 @@ class ObjectInfo(NamedTuple):
     size_bytes: int
 
 
+class ReadableDevice(Protocol):
+    """What loads need of a device. Thread safe."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials."""
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers, in order, with the bytes of an object from ``offset``. All bytes or an error."""
+
+
 class Device(Protocol):
     """A place that keeps objects. All methods are blocking and thread safe."""
 

@@ -52,21 +52,17 @@ def place_split(split: SplitPlan, devices: Sequence[DeviceShare], *, policy: Pol
     """Return for each new part of a split, by its number, all devices, best first; fewer copies where there are fewer devices.
 
     Raises:
-        InvalidInput: as `place_parts`.
+        InvalidInput: no device at all, or a weight that is no positive number.
     """
     new = {number: part for number, part in enumerate(split.parts) if isinstance(part, PlannedPart)}
     wanted = [PartToPlace(part.size_bytes, part.layer, share=part.share) for part in new.values()]
-    if isinstance(policy, Replicas):
-        policy = Replicas(min(policy.copies, len(devices)))
-    if split.method.shares:
-        placed = place_shares(wanted, devices, policy=policy)
-    else:
-        placed = place_parts(wanted, devices, policy=policy)
+    place = place_shares if split.method.shares else place_parts
+    placed = place(wanted, devices, policy=policy, short=True)
     return dict(zip(new, placed, strict=True))
 
 
 def place_parts(
-    parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, policy: Policy
+    parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, policy: Policy, short: bool = False
 ) -> list[tuple[str, ...]]:
     """Return for each part all devices, best first: the first ones are the plan, the rest take over when one fails.
 
@@ -76,10 +72,12 @@ def place_parts(
     What is kept already counts as given from the beginning, so a new device gets what a lost one had. The same input gives
     the same answer, in any order of the devices.
 
+    With ``short`` there may be too few devices: they get the first copies or fragments.
+
     Raises:
         InvalidInput: not that many devices, or a weight that is no positive number.
     """
-    loads = _open_loads(devices, policy)
+    loads = _open_loads(devices, policy, short=short)
     by_id = {load.id: load for load in loads}
     for part in parts:
         for holder in part.holders & by_id.keys():
@@ -91,7 +89,7 @@ def place_parts(
 
 
 def place_shares(
-    parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, policy: Policy
+    parts: Sequence[PartToPlace], devices: Sequence[DeviceShare], *, policy: Policy, short: bool = False
 ) -> list[tuple[str, ...]]:
     """Return for each part of a share all devices, best first, as `place_parts` does; bandwidth plays no part.
 
@@ -101,7 +99,7 @@ def place_shares(
     Raises:
         InvalidInput: not that many devices, a weight that is no positive number, or a part that is of no share.
     """
-    loads = _open_loads(devices, policy)
+    loads = _open_loads(devices, policy, short=short)
     placed = []
     for part in parts:
         if part.share is None:
@@ -118,9 +116,9 @@ def place_shares(
     return placed
 
 
-def _open_loads(devices: Sequence[DeviceShare], policy: Policy) -> list["_Load"]:
-    """Return the devices by id, once they were found able to hold what the policy asks for."""
-    check_policy(policy, [device.zone for device in devices])
+def _open_loads(devices: Sequence[DeviceShare], policy: Policy, *, short: bool) -> list["_Load"]:
+    """Return the devices by id, once they were found able to hold what the policy asks for, or, where it may fall short, a copy."""
+    check_policy(Replicas(1) if short else policy, [device.zone for device in devices])
     for device in devices:
         if not (math.isfinite(device.weight) and device.weight > 0):
             raise InvalidInput(f"device {device.id!r} has the weight {device.weight}: give it a bandwidth over 0")
@@ -187,7 +185,7 @@ def _place_fragments(part: PartToPlace, loads: list[_Load], form: ErasureCoded) 
                 load.free -= size
                 load.count_fragment(part.size_bytes, number, form)
     spare = _order_for_fragment(part, loads, slots, size, by_read=False)
-    return tuple(load.id for load in (*(slots[number] for number in range(form.slots)), *spare))
+    return tuple(load.id for load in (*(slots[number] for number in range(form.slots) if number in slots), *spare))
 
 
 def _order_for_fragment(

@@ -6,6 +6,7 @@ Named by the BLAKE3-256 of its bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,16 @@ import numpy.typing as npt
 from tensorkeep.errors import Integrity
 from tensorkeep.records.digest import DIGEST_BYTES
 from tensorkeep.records.layout import BLOCK_BYTES
+
+
+class BlockChecks(Protocol):
+    """What bytes are compared with: the checks of parts, or of what a load reads them as."""
+
+    def digest(self, part: int) -> bytes:
+        """Return the BLAKE3-256 of a part."""
+
+    def block_checks(self, part: int) -> npt.NDArray[np.uint64]:
+        """Return the checks of a part's blocks, shape (blocks,)."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from tensorkeep.devices.forwarding import mappable
 from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.layout import MIB
+from tensorkeep.records.redundancy import filled_fragments
 from tensorkeep.runtime import Clock
 from tensorkeep.store.node_cache import CachedPart, Claim, NodeCache
 from tensorkeep.transfer.report import Damage
@@ -178,8 +179,18 @@ def _wanted(table: PartTable, part: int) -> CachedPart:
 
 
 def _is_remote(table: PartTable, part: int) -> bool:
-    """Whether a part has bytes, and no copy of it lies on a file system of this machine."""
+    """Whether a part has bytes, and no copy of it, nor all of its data fragments, lie on file systems of this machine."""
     if not table.sizes[part]:
         return False
-    devices = (table.devices.get(source.device) for source in table.sources[part] if source.rank < SUSPECT)
-    return not any(device is not None and mappable(device) for device in devices)
+    if _is_mappable(table, table.sources[part]):
+        return False
+    found = table.fragments.get(part)
+    return found is None or not all(
+        _is_mappable(table, found.copies.get(number, ()))
+        for number in range(filled_fragments(found.code, table.sizes[part]))
+    )
+
+
+def _is_mappable(table: PartTable, copies: Sequence[PartSource]) -> bool:
+    devices = (table.devices.get(source.device) for source in copies if source.rank < SUSPECT)
+    return any(device is not None and mappable(device) for device in devices)

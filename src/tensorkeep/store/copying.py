@@ -15,7 +15,7 @@ class Copies:
 
     def __init__(self) -> None:
         self._ranges: list[PartRange] = []
-        self._places: list[tuple[UnfinishedFile, int]] = []
+        self._places: list[tuple[UnfinishedFile, int]] = []  # by key: the file, and where byte 0 of the part would be
         self._maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
 
     def add(self, file: File, start: int, length: int, output: UnfinishedFile, at: int) -> None:
@@ -25,7 +25,7 @@ class Copies:
             extents = self._maps[id(file)] = ExtentMap(file.extents)
         for piece in extents.pieces(start, length, 0, at):
             self._ranges.append(PartRange(piece.part, piece.start, piece.length, key=len(self._places)))
-            self._places.append((output, piece.offset))
+            self._places.append((output, piece.offset - piece.start))
 
     def run(self, reader: VersionReader) -> None:
         """Copy everything.
@@ -38,5 +38,5 @@ class Copies:
         reader.read_ranges(self._ranges, self._write)
 
     def _write(self, part_range: PartRange, data: memoryview) -> None:
-        output, offset = self._places[part_range.key]
-        output.write_at(data, offset)
+        output, origin = self._places[part_range.key]
+        output.write_at(data, origin + part_range.start)

@@ -6,7 +6,7 @@ reads and hashes everything, as a push does, and knows.
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tensorkeep.formats.opaque import OPAQUE
@@ -17,6 +17,7 @@ from tensorkeep.planning.layers import Layer, LayerNaming, parse_layer_pattern
 from tensorkeep.planning.placement import DeviceShare
 from tensorkeep.planning.read_plan import CopyChoice, ExtentMap, choose_copies
 from tensorkeep.planning.splitting import PlannedPart
+from tensorkeep.planning.units import UnitMap
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.names import parse_model_name
 from tensorkeep.store.context import StoreContext
@@ -72,9 +73,10 @@ def forecast_push(
     )
     parts = ForeseenParts(plan, base, _hash_parts(context, plan, progress) if exact else {})
     copies = foresee_copies(context, plan, target, parts, shares, allow_soft=options.allow_soft)
-    needs = dict(enumerate(parts.sizes))
+    units = copies.units(parts.sizes)
+    devices = copies.devices_of(units)
     rates = known_rates(target.devices, find_rates(context.cache_folder, target.devices))
-    choice = choose_copies(needs, {part: copies.after_push(part) for part in needs}, rates)
+    choice = choose_copies({unit: units.sizes[unit] for unit in devices}, devices, rates)
     new = [part for part in parts.new if copies.written[part] and not copies.held[part]]
     return PushForecast(
         model=None if model is None else str(parse_model_name(model)),
@@ -88,8 +90,8 @@ def forecast_push(
         new_bytes=sum(parts.sizes[part] for part in new),
         exact=exact,
         files=tuple(_describe_files(plan)),
-        devices=tuple(_describe_devices(target, parts, copies, choice)),
-        layers=_measure_layers(plan, parts, naming, copies, choice),
+        devices=tuple(_describe_devices(target, copies, choice)),
+        layers=_measure_layers(plan, parts, naming, units, devices, choice),
         warnings=(
             *zone_warnings(target, allow_soft=options.allow_soft),
             *_warn_of_room(parts, copies, exact=exact),
@@ -142,14 +144,13 @@ def _structures(plan: PushPlan) -> dict[str, FileStructure]:
     return found | {source.path: f for source, f in zip(plan.read, plan.structures, strict=True)}
 
 
-def _describe_devices(
-    target: PushTarget, parts: ForeseenParts, copies: ForeseenCopies, choice: CopyChoice
-) -> Iterator[DeviceForecast]:
+def _describe_devices(target: PushTarget, copies: ForeseenCopies, choice: CopyChoice) -> Iterator[DeviceForecast]:
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
-    for part, devices in copies.written.items():
-        count.update(devices)
-        size.update(dict.fromkeys(devices, parts.sizes[part]))
+    for written in copies.written.values():
+        count.update(each.device for each in written)
+        for each in written:
+            size[each.device] += each.bytes
     for facts in sorted(target.devices, key=lambda facts: facts.name):
         key = facts.id
         yield DeviceForecast(facts.name, count[key], size[key], choice.bytes.get(key, 0), choice.seconds.get(key, 0.0))
@@ -160,15 +161,20 @@ def _warn_of_room(parts: ForeseenParts, copies: ForeseenCopies, *, exact: bool) 
         count, size = len(copies.crowded), sum(parts.sizes[part] for part in copies.crowded)
         yield (
             f"{'' if exact else 'up to '}{count:,} {'part' if count == 1 else 'parts'} of {size:,} bytes in all would not find "
-            "room on enough devices: free space or add devices, lower --replicas, or push with --allow-degraded"
+            "room on enough devices: free space or add devices, lower --replicas or --ec, or push with --allow-degraded"
         )
 
 
 def _measure_layers(
-    plan: PushPlan, parts: ForeseenParts, naming: LayerNaming, copies: ForeseenCopies, choice: CopyChoice
+    plan: PushPlan,
+    parts: ForeseenParts,
+    naming: LayerNaming,
+    units: UnitMap,
+    devices: Mapping[int, Sequence[str]],
+    choice: CopyChoice,
 ) -> LayerBalance | None:
     """Return how evenly layers lie on devices, None where no tensor's name tells a layer."""
-    sources = {part: copies.after_push(part)[index] for part, index in choice.copies.items()}
+    sources = {unit: devices[unit][index] for unit, index in choice.copies.items()}
     layers: defaultdict[Layer, Counter[str]] = defaultdict(Counter)
     for path, structure in _structures(plan).items():
         extents = ExtentMap(parts.extents[path])
@@ -176,7 +182,7 @@ def _measure_layers(
             layer = naming.role_of(tensor.name).layer
             if layer is None:
                 continue
-            for piece in extents.pieces(tensor.start, tensor.length, 0):
+            for piece in units.pieces(extents.pieces(tensor.start, tensor.length, 0)):
                 if piece.part in sources:
                     layers[layer][sources[piece.part]] += piece.length
     speeds = {device: size / choice.seconds[device] for device, size in choice.bytes.items() if size}

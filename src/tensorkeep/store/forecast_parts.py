@@ -1,22 +1,34 @@
 """The parts of a version to be, and the devices that have each of them when it is pushed.
 
-A push is foreseen with the functions that it decides with: `place_split` and `place_parts` name devices, `pick_devices` takes those
+A push is foreseen with the functions that it decides with: `place_split` and `place_parts` name devices, `plan_staging` takes those
 that lack a copy, as the catalog does when a push asks it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from tensorkeep.catalog.protocol import Location, ObjectKey
-from tensorkeep.planning.placement import DeviceShare, PartToPlace, place_parts, place_split
-from tensorkeep.planning.slots import pick_devices
+from tensorkeep.catalog.counting import count_copies
+from tensorkeep.catalog.placing import Held, plan_staging
+from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest
+from tensorkeep.catalog.rules import USABLE
+from tensorkeep.planning.placement import DeviceShare, place_parts, place_split
+from tensorkeep.planning.slots import keep_places
 from tensorkeep.planning.splitting import PlannedPart
+from tensorkeep.planning.units import PartCut, UnitMap
+from tensorkeep.records.digest import DIGEST_BYTES
 from tensorkeep.records.manifest import Extent
 from tensorkeep.records.naming import ObjectKind
-from tensorkeep.records.redundancy import Replicas
+from tensorkeep.records.redundancy import ErasureCoded, fragment_bytes
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fragments import code_of, held_part
 from tensorkeep.store.push_plan import Base, PushPlan
 from tensorkeep.store.push_target import PushTarget
+
+_UNKNOWN = ObjectKey(ObjectKind.PART, bytes(DIGEST_BYTES))
+"""Stands for a part that was not hashed."""
+
+_NO_ULID = "0" * 26
 
 
 class ForeseenParts:
@@ -70,20 +82,46 @@ class ForeseenParts:
         return number
 
 
+class Kept(NamedTuple):
+    """Bytes that a device has of a part: a whole copy, or a fragment with its number."""
+
+    device: str
+    bytes: int
+    fragment: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class ForeseenCopies:
-    """Devices by part: ``held`` those that can be read and have it now, ``written`` those that the push writes it to.
+    """What devices have of each part: ``held`` on those that can be read now, ``written`` by the push.
 
     ``crowded`` are parts that get fewer copies than they owe because devices are full.
     """
 
-    held: Mapping[int, Sequence[str]]
-    written: Mapping[int, Sequence[str]]
+    held: Mapping[int, Sequence[Kept]]
+    written: Mapping[int, Sequence[Kept]]
     crowded: Sequence[int]
+    codes: Mapping[int, ErasureCoded]
 
-    def after_push(self, part: int) -> list[str]:
-        """Return the devices that have a part when it is pushed."""
-        return [*self.held[part], *self.written[part]]
+    def units(self, sizes: Sequence[int]) -> UnitMap:
+        """Return what a load after the push reads the parts as."""
+        cuts = {
+            part: PartCut(code, "fragments")
+            for part, code in self.codes.items()
+            if all(each.fragment is not None for each in (*self.held[part], *self.written[part]))
+        }
+        return UnitMap(sizes, cuts)
+
+    def devices_of(self, units: UnitMap) -> dict[int, list[str]]:
+        """Return the devices that have each unit when it is pushed."""
+        found: dict[int, list[str]] = {}
+        for part in self.held:
+            kept = [*self.held[part], *self.written[part]]
+            if part not in units.units:
+                found[part] = [each.device for each in kept if each.fragment is None]
+                continue
+            for number, unit in enumerate(units.units[part]):
+                found[unit] = [each.device for each in kept if each.fragment == number]
+        return found
 
 
 def foresee_copies(
@@ -99,44 +137,68 @@ def foresee_copies(
     reachable = {facts.id for facts in target.devices} - set(target.down)
     counted = {f.id for f in target.devices if f.id in reachable and (allow_soft or f.durability == "durable")}
     keys = {part: ObjectKey(ObjectKind.PART, digest) for part, digest in parts.digests.items()}
-    held = _find_holders(context, parts, keys, reachable)
-    owed = _find_owed(context, keys, target.copies)
-    zones = {facts.id: facts.zone for facts in target.devices}
-    candidates = _candidates(plan, target, parts, shares, {n: held[n] & counted for n in held}, owed)
-    room = {share.id: share.free_bytes for share in shares if share.free_bytes is not None}
-    written: dict[int, list[str]] = {}
-    crowded: list[int] = []
-    for part, size in enumerate(parts.sizes):
-        have = held[part] & counted
-        wanted = [device for device in candidates.get(part, ()) if device in counted]
-        fitting = [(device, zones[device]) for device in wanted if room.get(device, size) >= size]
-        lacking = owed.get(part, target.copies) - len(have)
-        written[part] = pick_devices(
-            fitting, taken_devices=have, taken_zones=[zones[device] for device in have], count=lacking
-        )
-        for device in written[part]:
-            if device in room:
-                room[device] -= size
-        if len(written[part]) < lacking and len(fitting) < len(wanted):
-            crowded.append(part)
-    return ForeseenCopies({part: sorted(devices) for part, devices in held.items()}, written, crowded)
-
-
-def _find_owed(context: StoreContext, keys: Mapping[int, ObjectKey], copies: int) -> dict[int, int]:
-    """Return the copies that known parts will owe: what this push asks, or another version, the highest."""
+    rows = _find_rows(context, keys, reachable)
     owed = context.catalog.copies_owed(list(keys.values()))
-    return {part: max(copies, owed.get(key, 0)) for part, key in keys.items()}
+    good = {part: [row for row in rows.get(part, ()) if row.device in counted] for part in range(len(parts.sizes))}
+    lacking = [
+        part
+        for part in range(len(parts.sizes))
+        if count_copies(good[part]) < max(target.copies, owed.get(keys[part], 0) if part in keys else 0)
+    ]
+    candidates = _candidates(plan, target, parts, shares, good, lacking)
+    room = {share.id: share.free_bytes for share in shares if share.free_bytes is not None}
+    written: dict[int, list[Kept]] = {part: [] for part in range(len(parts.sizes))}
+    crowded: list[int] = []
+    for part in lacking:
+        key = keys.get(part, _UNKNOWN)
+        wanted = [device for device in candidates.get(part, ()) if device in counted]
+        request, is_tight = _request(key, parts.sizes[part], target, wanted, room)
+        [staged] = plan_staging(
+            [(request, owed.get(key, 0))],
+            held={key: [Held(row, mine=False) for row in good[part]]},
+            devices=target.devices,
+            down=target.down,
+            allow_soft=allow_soft,
+        )
+        written[part] = [Kept(row.device, row.length, row.fragment) for row in staged.new]
+        for each in written[part]:
+            if each.device in room:
+                room[each.device] -= each.bytes
+        if staged.missing and is_tight:
+            crowded.append(part)
+    held = {
+        part: [Kept(row.device, row.length, row.fragment) for row in rows.get(part, ())]
+        for part in range(len(parts.sizes))
+    }
+    codes = {part: code for part, size in enumerate(parts.sizes) if (code := code_of(target.policy, size))}
+    return ForeseenCopies(held, written, crowded, codes)
 
 
-def _find_holders(
-    context: StoreContext, parts: ForeseenParts, keys: Mapping[int, ObjectKey], reachable: set[str]
-) -> dict[int, set[str]]:
+def _request(
+    key: ObjectKey, size: int, target: PushTarget, wanted: Sequence[str], room: Mapping[str, int]
+) -> tuple[ObjectRequest, bool]:
+    """Return what the push will ask the catalog, and whether a device is left out because it is full."""
+    code = code_of(target.policy, size)
+    most = size if code is None else fragment_bytes(size, code.data)
+    fitting = {device for device in wanted if room.get(device, most) >= most}
+    request = ObjectRequest(
+        key=key,
+        size_bytes=size,
+        copies=target.copies,
+        candidates=keep_places(wanted, fitting, code.slots if code else 0),
+        ulid=_NO_ULID,
+        code=code,
+    )
+    return request, len(fitting) < len(wanted)
+
+
+def _find_rows(context: StoreContext, keys: Mapping[int, ObjectKey], reachable: set[str]) -> dict[int, list[Location]]:
+    """Return the good rows of parts that are known, on devices that can be reached."""
     found = context.catalog.locate(list(keys.values()))
-
-    def good(locations: Sequence[Location]) -> set[str]:
-        return {row.device for row in locations if row.state in ("live", "stored")} & reachable
-
-    return {part: good(found.get(keys[part], [])) if part in keys else set() for part in range(len(parts.sizes))}
+    return {
+        part: [row for row in found.get(key, []) if row.state in USABLE and row.device in reachable]
+        for part, key in keys.items()
+    }
 
 
 def _candidates(
@@ -144,15 +206,15 @@ def _candidates(
     target: PushTarget,
     parts: ForeseenParts,
     shares: Sequence[DeviceShare],
-    holders: Mapping[int, set[str]],
-    owed: Mapping[int, int],
+    good: Mapping[int, Sequence[Location]],
+    lacking: Sequence[int],
 ) -> dict[int, tuple[str, ...]]:
     """Return the devices for each part, best first: of new ones by the split, of those that are kept where copies lack."""
     placed = place_split(plan.split, shares, policy=target.policy)
     candidates = {part: placed[number] for part, number in parts.new.items()}
     kept = [part for part in range(len(parts.sizes)) if part not in parts.new]
-    if any(len(holders[part]) < owed.get(part, target.copies) for part in kept):
-        objects = [PartToPlace(parts.sizes[part], None, frozenset(holders[part])) for part in kept]
-        healed = place_parts(objects, shares, policy=Replicas(min(target.copies, len(shares))))
+    if any(part not in parts.new for part in lacking):
+        objects = [held_part(good[part], parts.sizes[part]) for part in kept]
+        healed = place_parts(objects, shares, policy=target.policy, short=True)
         candidates |= dict(zip(kept, healed, strict=True))
     return candidates

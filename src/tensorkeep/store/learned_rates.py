@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 
 from tensorkeep.devices.forwarding import innermost
-from tensorkeep.devices.protocol import Device, ThrottlingDevice
+from tensorkeep.devices.protocol import ReadableDevice, ThrottlingDevice
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.layout import MIB
@@ -56,7 +56,7 @@ def find_rates(folder: Path | None, devices: Iterable[DeviceFacts]) -> dict[str,
     }
 
 
-def learn_rates(context: StoreContext, report: LoadReport, devices: Mapping[str, Device]) -> None:
+def learn_rates(context: StoreContext, report: LoadReport, devices: Mapping[str, ReadableDevice]) -> None:
     """Take note of what a load's devices gave, where that says something of them; never raises because of it.
 
     Left out are short transfers, local devices, devices whose rate is limited by the user, and whole loads in which a read went
@@ -72,7 +72,7 @@ def learn_rates(context: StoreContext, report: LoadReport, devices: Mapping[str,
         _learn(context.cache_folder, [(facts, samples[facts.id]) for facts in rows if facts.id in samples])
 
 
-def _is_telling(load: DeviceLoad, device: Device | None) -> bool:
+def _is_telling(load: DeviceLoad, device: ReadableDevice | None) -> bool:
     long = load.bytes >= LEAST_BYTES and load.seconds >= LEAST_SECONDS
     return long and device is not None and isinstance(innermost(device), ThrottlingDevice)
 

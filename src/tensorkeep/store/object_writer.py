@@ -16,11 +16,15 @@ from typing import Self
 
 from typing_extensions import Buffer
 
+from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.errors import Capacity, NotEnoughCopies, PermissionDenied, TensorkeepError
+from tensorkeep.planning.slots import keep_places
+from tensorkeep.records.redundancy import ErasureCoded, fragment_bytes
 from tensorkeep.runtime import Cancellation
 from tensorkeep.store.confirming import Confirmations
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fragments import make_fragments
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.patience import Patience
 from tensorkeep.store.staging import StagingQueue
@@ -31,7 +35,10 @@ _HEARTBEAT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class NewObject:
-    """An object that a push needs on ``copies`` devices: the first of ``candidates`` that can take it."""
+    """An object that a push needs on ``copies`` devices: the first of ``candidates`` that can take it.
+
+    ``code``: what is lacking of it is written as fragments, the i-th to candidate i.
+    """
 
     key: ObjectKey
     data: Buffer
@@ -39,6 +46,12 @@ class NewObject:
     copies: int
     candidates: tuple[str, ...]
     model: str | None = None
+    code: ErasureCoded | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """What it takes of a device at most."""
+        return self.size_bytes if self.code is None else fragment_bytes(self.size_bytes, self.code.data)
 
 
 @dataclass(slots=True)
@@ -160,8 +173,10 @@ class ObjectWriter:
         objects_of: dict[int, NewObject] = {}
         for new, answer in zip(objects, answers, strict=True):
             self._check_answer(new, answer)
+            bodies = make_fragments(new.data, new.key.digest, answer.staged) if new.code and answer.staged else {}
             for location in answer.staged:
-                uploads.setdefault(location.device, []).append(Upload(new.data, location))
+                body = [new.data] if location.fragment is None else bodies[location.fragment]
+                uploads.setdefault(location.device, []).append(Upload(body, location))
                 objects_of[location.id] = new
         tasks = {device: self._pool.submit(self._uploader.upload, device, work) for device, work in uploads.items()}
         results = {device: task.result() for device, task in tasks.items()}
@@ -261,19 +276,24 @@ class ObjectWriter:
             return False
 
     def _request(self, new: NewObject, ulid: str) -> ObjectRequest:
-        candidates = tuple(
-            d
-            for d in new.candidates
-            if d in self._devices and d not in self._closed and self._has_room(d, new.size_bytes)
-        )
         return ObjectRequest(
             key=new.key,
             size_bytes=new.size_bytes,
             copies=new.copies,
-            candidates=candidates,
+            candidates=self._candidates(new),
             ulid=ulid,
             model=new.model,
+            code=new.code,
         )
+
+    def _candidates(self, new: NewObject) -> tuple[str, ...]:
+        """Return the devices that can take an object; of fragments the others keep their places while there are spare ones."""
+        open_ = {
+            d
+            for d in new.candidates
+            if d in self._devices and d not in self._closed and self._has_room(d, new.most_bytes)
+        }
+        return keep_places(new.candidates, open_, new.code.slots if new.code else 0)
 
     def _remove(self, locations: Sequence[Location]) -> None:
         """Delete what arrived under names that gc has given up meanwhile: it may have found them absent and forgotten them.
@@ -290,7 +310,7 @@ class ObjectWriter:
     def _check_answer(self, new: NewObject, answer: Staging) -> None:
         if not answer.missing:
             return
-        have = len(answer.existing) + len(answer.staged)
+        have = count_copies((*answer.existing, *answer.staged))
         if have >= new.copies:
             self._warn("some parts have fewer copies than another version that shares them owes; repair is due")
             return
@@ -304,10 +324,13 @@ class ObjectWriter:
         if have and self._allow_degraded:
             self._warn(f"some objects have only {have} of the copies they owe; repair is due")
             return
+        found, wanted = have, f"{have + answer.missing} devices"
+        if new.code is not None:
+            found, wanted = len(answer.existing) + len(answer.staged), f"{new.code.slots} devices for its fragments"
         message = (
-            f"{new.key.kind} {new.key.digest.hex()} finds only {have} of {have + answer.missing} devices"
+            f"{new.key.kind} {new.key.digest.hex()} finds only {found} of {wanted}"
             + (f" ({reasons})" if reasons else "")
-            + ": free space or add devices, lower --replicas, or push with --allow-degraded"
+            + ": free space or add devices, lower --replicas or --ec, or push with --allow-degraded"
         )
         if self._full or any(isinstance(error, Capacity) for error in self._closed.values()):
             raise Capacity(message, part=new.key.digest.hex())

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from tensorkeep.catalog.access import open_catalog
 from tensorkeep.catalog.postgres_url import parse_postgres_url
-from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound
+from tensorkeep.errors import AlreadyExists, NotFound
 from tensorkeep.records.layout import JOURNAL_SNAPSHOT_EVERY
-from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas
+from tensorkeep.records.redundancy import Policy, Replicas
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.database_place import DatabasePlace
@@ -74,6 +74,4 @@ def open_store(
 
 
 def _create(place: Place, policy: Policy, runtime: Runtime) -> None:
-    if isinstance(policy, ErasureCoded):
-        raise InvalidInput(f"{policy}: this version writes whole copies only; use --replicas {policy.losses + 1}")
     place.create(new_ulid(runtime), str(policy), runtime)

@@ -10,8 +10,10 @@ from typing import Any
 
 from tensorkeep.planning.choosing import check_split
 from tensorkeep.planning.layers import parse_layer_pattern
+from tensorkeep.records.layout import PART_LIMIT_BYTES
 from tensorkeep.records.names import parse_model_name
 from tensorkeep.records.naming import ObjectKind
+from tensorkeep.records.redundancy import ErasureCoded, Policy
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.journal import flush_journal, new_ulid, refuse_stale
 from tensorkeep.store.object_writer import ObjectWriter
@@ -19,7 +21,7 @@ from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_commit import PushWork
 from tensorkeep.store.push_manifest import assemble_version
 from tensorkeep.store.push_plan import plan_push
-from tensorkeep.store.push_read import read_sources
+from tensorkeep.store.push_read import ARENA_BYTES, read_sources
 from tensorkeep.store.push_target import PushOptions, find_target, open_base, zone_warnings
 from tensorkeep.store.reports import ProgressCallback, PushReport, Version
 from tensorkeep.store.revisions import describe_version
@@ -78,7 +80,12 @@ def push(
             counter = ByteProgress(progress, "push", plan.total_bytes)
             counter.count(sum(file.size_bytes for file in plan.kept.values()))  # known, so not read again
             result = read_sources(
-                plan, work.store_batch, workers=context.runtime.workers, pool=batches, count=counter.count
+                plan,
+                work.store_batch,
+                workers=context.runtime.workers,
+                pool=batches,
+                count=counter.count,
+                arena_bytes=_arena_bytes(target.policy),
             )
             assembled = assemble_version(plan, result, base)
             version, created, seq = work.conclude(assembled, result)
@@ -114,3 +121,10 @@ def push(
         notes=plan.notes,
     )
     return describe_version(context, target.model, version, report=report)
+
+
+def _arena_bytes(policy: Policy) -> int:
+    """Return what parts may take in memory: with the parity made of them it is as much as whole copies would."""
+    if not isinstance(policy, ErasureCoded):
+        return ARENA_BYTES
+    return max(ARENA_BYTES * policy.data // policy.slots, 2 * PART_LIMIT_BYTES)

@@ -1,20 +1,22 @@
 """A push under way: stores batches of parts, then the objects that describe them, heals what is kept, then commits."""
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import CommitRequest, Committed, Location, Needed, ObjectKey
-from tensorkeep.catalog.rules import version_keys
+from tensorkeep.catalog.rules import USABLE, version_keys
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotEnoughCopies
-from tensorkeep.planning.placement import PartToPlace, place_parts, place_split
+from tensorkeep.planning.placement import place_parts, place_split
 from tensorkeep.planning.splitting import PlannedPart
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import ObjectKind
-from tensorkeep.records.redundancy import Replicas
+from tensorkeep.records.redundancy import ErasureCoded, Replicas
 from tensorkeep.records.version import VersionRecord, encode_version
 from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fragments import code_of, held_part
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.push_manifest import AssembledVersion, part_digests, same_files
 from tensorkeep.store.push_plan import Base, PushPlan
@@ -68,6 +70,7 @@ class PushWork:
                     part.fact.size_bytes,
                     self._target.copies,
                     self._candidates[part.index],
+                    code=code_of(self._target.policy, part.fact.size_bytes),
                 )
                 for part in batch
             ],
@@ -147,7 +150,7 @@ class PushWork:
         return [] if self._options.allow_soft else soft
 
     def _heal(self, keys: Sequence[ObjectKey], copies: int) -> None:
-        """Copy objects that have fewer reachable good copies than they owe, each from a good one, verified.
+        """Copy objects, all of them parts or none, that have fewer reachable good copies than they owe, each from a good one, verified.
 
         An object owes ``copies`` or what another version asks of it, the highest. All are placed together, also those that
         lack nothing, so that a new device gets its share.
@@ -155,15 +158,29 @@ class PushWork:
         found = self._context.catalog.locate(keys)
         uncounted = {*self._target.down, *self._soft()}
         owed = self._context.catalog.copies_owed(keys)
-        objects = [_held_part(found.get(key, []), uncounted) for key in keys]
-        if all(len(held.holders) >= max(copies, owed.get(key, 0)) for key, held in zip(keys, objects, strict=True)):
+        good = {
+            key: [row for row in found.get(key, []) if row.state in USABLE and row.device not in uncounted]
+            for key in keys
+        }
+        have = {key: count_copies(rows) for key, rows in good.items()}
+        if all(have[key] >= max(copies, owed.get(key, 0)) for key in keys):
             return
         shares = device_shares(self._context, self._target, allow_soft=self._options.allow_soft)
-        placed = place_parts(objects, shares, policy=Replicas(min(copies, len(shares))))
-        for key, held, candidates in zip(keys, objects, placed, strict=True):
-            if len(held.holders) < max(copies, min(owed.get(key, 0), len(shares))):
+        codes = {key: self._code(key, good[key] or found.get(key, [])) for key in keys}
+        policy = self._target.policy if keys[0].kind is ObjectKind.PART else Replicas(copies)
+        placed = place_parts(
+            [held_part(good[key], _size(good[key])) for key in keys], shares, policy=policy, short=True
+        )
+        for key, candidates in zip(keys, placed, strict=True):
+            if have[key] < max(copies, min(owed.get(key, 0), len(shares))):
                 data = read_object(self._context, key)
-                self._writer.write([NewObject(key, data, len(data), copies, candidates, model=self._target.model.id)])
+                new = NewObject(key, data, len(data), copies, candidates, model=self._target.model.id, code=codes[key])
+                self._writer.write([new])
+
+    def _code(self, key: ObjectKey, rows: Sequence[Location]) -> ErasureCoded | None:
+        """Return how an object that is known by these rows is cut; only parts are."""
+        is_part = key.kind is ObjectKind.PART and rows
+        return code_of(self._target.policy, rows[0].size_bytes) if is_part else None
 
     def _make_record(self, assembled: AssembledVersion) -> tuple[VersionFacts, bytes]:
         target, options = self._target, self._options
@@ -264,8 +281,5 @@ class PushWork:
             self._write_parts([ReadPart(index, PartFact(key.digest, len(data), hashed.checks), data)])
 
 
-def _held_part(locations: Sequence[Location], uncounted: Collection[str]) -> PartToPlace:
-    """Return an object with the devices that keep a good copy of it, can be reached, and count."""
-    good = {location.device for location in locations if location.state in ("live", "stored")}
-    size = max((location.length for location in locations), default=0)
-    return PartToPlace(size, None, frozenset(good.difference(uncounted)))
+def _size(rows: Sequence[Location]) -> int:
+    return max((row.size_bytes for row in rows), default=0)

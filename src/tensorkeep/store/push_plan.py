@@ -6,6 +6,7 @@ Files are read here only as far as their headers and their small items, whose di
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import ObjectKey
 from tensorkeep.errors import Format
 from tensorkeep.formats.gguf import is_gguf
@@ -163,7 +164,7 @@ def _lost_parts(context: StoreContext, base: Base) -> frozenset[int]:
     usable = {
         key
         for key, locations in found.items()
-        if any(location.device in readable and location.state in ("live", "stored") for location in locations)
+        if count_copies(row for row in locations if row.device in readable and row.state in ("live", "stored"))
     }
     return frozenset(part for part, key in enumerate(keys) if key not in usable)
 

@@ -23,7 +23,7 @@ from tensorkeep.transfer.hashing import FileHasher, RangeHasher, hash_part
 from tensorkeep.transfer.memory import allocate
 
 LANES = 2
-_ARENA_BYTES = 248 * MIB
+ARENA_BYTES = 248 * MIB
 _BATCH_BYTES = 56 * MIB
 _BATCH_PARTS = 1000  # a transaction of more would keep others waiting
 _SCRATCH_BYTES = 4 * MIB  # for each lane: what is read and not kept
@@ -68,7 +68,13 @@ ByteCounter = Callable[[int], None]
 
 
 def read_sources(
-    plan: PushPlan, sink: BatchSink, *, workers: Workers, pool: WorkerPool, count: ByteCounter
+    plan: PushPlan,
+    sink: BatchSink,
+    *,
+    workers: Workers,
+    pool: WorkerPool,
+    count: ByteCounter,
+    arena_bytes: int = ARENA_BYTES,
 ) -> ReadResult:
     """Read every file of the plan, hand every new part to ``sink`` in batches, and return what was learnt.
 
@@ -79,6 +85,7 @@ def read_sources(
         workers: opens the lanes.
         pool: where ``sink`` runs, so that a lane reads on while its last batch is written.
         count: told of bytes of files that were read.
+        arena_bytes: all buffers together; what ``sink`` takes beside them is not among them.
 
     Raises:
         InvalidInput: a source changed meanwhile.
@@ -86,7 +93,7 @@ def read_sources(
     facts: dict[int, PartFact] = {}
     runs = _runs_by_file(plan)
     stop = Cancellation()
-    batches = _Batches(sink, pool, facts, stop)
+    batches = _Batches(sink, pool, facts, stop, arena_bytes)
     with workers.open_pool(LANES, "read") as lanes, stop:
         # The largest file first: lanes finish together.
         order = sorted(range(len(plan.read)), key=lambda number: -plan.read[number].size_bytes)
@@ -122,10 +129,12 @@ def gather_part(plan: PushPlan, part: PlannedPart) -> memoryview:
 class _Batches:
     """What the lanes of one push share: where batches go, the memory they are read into, what is known of their parts."""
 
-    def __init__(self, sink: BatchSink, pool: WorkerPool, facts: dict[int, PartFact], stop: Cancellation) -> None:
+    def __init__(
+        self, sink: BatchSink, pool: WorkerPool, facts: dict[int, PartFact], stop: Cancellation, arena_bytes: int
+    ) -> None:
         self._sink = sink
         self._pool = pool
-        self._arena = Arena(_ARENA_BYTES)
+        self._arena = Arena(arena_bytes)
         self.facts = facts
         self.stop = stop
 

@@ -11,7 +11,7 @@ from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.history import ModelFacts, VersionFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.names import ModelName, check_ref_name, parse_revision
-from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas, metadata_copies, parse_policy
+from tensorkeep.records.redundancy import Policy, Replicas, metadata_copies, parse_policy
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Member
 from tensorkeep.store.journal import new_ulid
@@ -56,8 +56,8 @@ class PushTarget:
 
     @property
     def copies(self) -> int:
-        """Copies that each part owes."""
-        return self.policy.slots
+        """Copies that each part owes, whatever their form."""
+        return self.policy.losses + 1
 
     @property
     def metadata_copies(self) -> int:
@@ -111,7 +111,6 @@ def imagine_target(
         InvalidInput: one device can't keep the policy.
     """
     policy = _find_policy(context, None, options)
-    _refuse_unwritten(policy)
     check_policy(policy, [device.zone])
     return PushTarget(
         model=_new_model(context, name, options),
@@ -139,7 +138,6 @@ def _new_model(context: StoreContext, name: ModelName | None, options: PushOptio
 
 
 def _check_devices(members: Sequence[Member], policy: Policy, options: PushOptions) -> None:
-    _refuse_unwritten(policy)
     counted = [m for m in members if m.facts.durability == "durable" or options.allow_soft]
     if not counted and members:
         names = ", ".join(m.facts.name for m in members)
@@ -156,11 +154,6 @@ def _check_devices(members: Sequence[Member], policy: Policy, options: PushOptio
         )
     if len(unreachable) == len(members):
         raise NotEnoughCopies("no device can be written: " + "; ".join(str(m.problem) for m in members))
-
-
-def _refuse_unwritten(policy: Policy) -> None:
-    if isinstance(policy, ErasureCoded):
-        raise InvalidInput(f"{policy}: this version writes whole copies only; use --replicas {policy.losses + 1}")
 
 
 def zone_warnings(target: PushTarget, *, allow_soft: bool) -> tuple[str, ...]:

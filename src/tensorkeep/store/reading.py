@@ -28,6 +28,7 @@ from tensorkeep.transfer.boxes import Box
 from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors, pieces_of
 from tensorkeep.transfer.reader import plan_boxes, read_boxes, read_parts
 from tensorkeep.transfer.report import LoadPlan, LoadReport, Verify, add_reports
+from tensorkeep.transfer.restoring import with_units
 from tensorkeep.transfer.sources import PartTable
 
 DEFAULT_MEMORY_LIMIT_BYTES = 256 << 20
@@ -104,6 +105,8 @@ class VersionReader:
             touched = {piece.part for found in (*pieces, *pieces_of(others)) for piece in found}
         table = self._table(touched, fill=self.fills_cache)
         with collection_paused():
+            if table.units is not None:
+                pieces = [tuple(table.pieces(found)) for found in pieces]
             return map_tensors(tensors, pieces, table), table
 
     def read_boxes(
@@ -158,7 +161,7 @@ class VersionReader:
         return read_parts(
             ranges,
             consume,
-            parts=table,
+            parts=self._with_units(table),
             verify=self.verify,
             deadline_s=deadline_s,
             memory_limit_bytes=self._memory_limit_bytes,
@@ -180,13 +183,16 @@ class VersionReader:
     def _table(self, parts: Iterable[int], *, fill: bool = False, stop: Cancellation | None = None) -> PartTable:
         table, cache = self._device_table(parts), self._context.node_cache
         if cache is None or self.verify == "off":
-            return table
+            return self._with_units(table)
         if fill:
             with suppress(OSError, TensorkeepError):  # the load itself finds out what is wrong with a device
                 lacking = count_bytes(table, cache).left_out if self.fill_progress else 0
                 progress = ByteProgress(self.fill_progress if lacking else None, "prefetch", lacking)
                 self._fill(table, cache, stop, progress.count)
-        return with_cached(table, cache)
+        return self._with_units(with_cached(table, cache))
+
+    def _with_units(self, table: PartTable) -> PartTable:
+        return with_units(table, verify=self.verify, clock=self._context.runtime.clock)
 
     def _fill(
         self,

@@ -9,14 +9,17 @@ from tensorkeep.errors import Integrity, NotEnoughCopies, NotFound, TensorkeepEr
 from tensorkeep.records.checks import Checks, decode_checks
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.digest import blake3_160, blake3_256
+from tensorkeep.records.fragment import footer_length
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import Manifest, decode_manifest
 from tensorkeep.records.naming import ObjectKind
+from tensorkeep.records.redundancy import parse_form
 from tensorkeep.runtime import collection_paused
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fragments import join_fragments
 from tensorkeep.store.learned_rates import find_rates
 from tensorkeep.transfer.report import Damage
-from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
+from tensorkeep.transfer.sources import SUSPECT, FragmentSet, PartSource, PartTable
 
 
 def open_manifest(context: StoreContext, version: VersionFacts) -> Manifest:
@@ -62,7 +65,7 @@ def read_object(context: StoreContext, key: ObjectKey) -> bytes:
     reasons: list[str] = []
     damaged: list[int] = []
     try:
-        for location in copies[key]:
+        for location in [each for each in copies[key] if each.fragment is None]:
             device = readable.get(location.device)
             if device is None:
                 reasons.append(f"device {names[location.device]} can't be reached")
@@ -74,14 +77,39 @@ def read_object(context: StoreContext, key: ObjectKey) -> bytes:
                 reasons.append(f"{location.name} on device {names[location.device]}: {error.message}")
             except TensorkeepError as error:
                 reasons.append(f"{location.name} on device {names[location.device]}: {error.message}")
+        if any(location.fragment is not None for location in copies[key]):
+            return _join(key, copies[key], readable, names, reasons, damaged)
     finally:
         if damaged and not context.read_only:
             with suppress(TensorkeepError):  # a note that can't be written now is written by the next reader
                 context.catalog.record_checked(good=[], bad=damaged)
+    raise _no_good_copy(key, reasons, damaged)
+
+
+def _join(
+    key: ObjectKey,
+    locations: Sequence[Location],
+    readable: Mapping[str, Device],
+    names: Mapping[str, str],
+    reasons: list[str],
+    damaged: list[int],
+) -> bytes:
+    """Return a part put together from its fragments; add what is wrong with them to what is known."""
+    try:
+        data, bad = join_fragments(locations, readable, names)
+    except NotEnoughCopies as error:
+        damaged += error.facts.get("bad", ())
+        raise _no_good_copy(key, [*reasons, error.message], damaged) from error
+    damaged += bad
+    if object_digest(key, data) != key.digest:
+        raise _no_good_copy(key, [*reasons, "its fragments do not give its digest"], damaged)
+    return data
+
+
+def _no_good_copy(key: ObjectKey, reasons: Sequence[str], damaged: Sequence[int]) -> TensorkeepError:
     message = f"no good copy of {key.kind} {key.digest.hex()} is left: {'; '.join(reasons) or 'the catalog knows none'}"
-    if damaged:
-        raise Integrity(message, object=key.digest.hex(), kind=key.kind.value)
-    raise NotEnoughCopies(message, object=key.digest.hex(), kind=key.kind.value)
+    kind = Integrity if damaged else NotEnoughCopies
+    return kind(message, object=key.digest.hex(), kind=key.kind.value)
 
 
 def _read_copy(device: Device, location: Location) -> bytes:
@@ -107,6 +135,7 @@ def part_table(
         sizes=manifest.parts,
         checks=checks,
         sources={part: _sources(found.get(key, [])) for part, key in keys.items()},
+        fragments={part: each for part, key in keys.items() if (each := find_fragments(found.get(key, [])))},
         devices=context.fleet.readable(devices),
         names={facts.id: facts.name for facts in devices},
         rates=known_rates(devices, find_rates(context.cache_folder, devices)),
@@ -134,19 +163,39 @@ def known_rates(devices: Iterable[DeviceFacts], learned: Mapping[str, float] | N
 
 
 def _sources(locations: Sequence[Location]) -> list[PartSource]:
-    # Copies marked bad are read only when no other is left: a read error may have been the cable's.
-    return [
-        PartSource(
-            location=loc.id,
-            device=loc.device,
-            name=loc.name,
-            offset=loc.offset,
-            length=loc.length,
-            rank=SUSPECT if loc.state == "bad" else 0,
+    return [_source_of(location) for location in locations if location.form == "raw"]
+
+
+def find_fragments(locations: Sequence[Location]) -> FragmentSet | None:
+    """Return the fragments among the rows of a part; of several codes those of the one with the most usable rows."""
+    forms: dict[str, list[Location]] = {}
+    for location in locations:
+        if location.fragment is not None:
+            forms.setdefault(location.form, []).append(location)
+    if not forms:
+        return None
+    rows = max(forms.values(), key=lambda rows: sum(row.state != "bad" for row in rows))
+    code = parse_form(rows[0].form)
+    copies: dict[int, list[PartSource]] = {}
+    for row in sorted(rows, key=lambda row: row.state == "bad"):
+        assert row.fragment is not None
+        copies.setdefault(row.fragment, []).append(
+            _source_of(row, tail_bytes=footer_length(code, row.size_bytes, row.fragment))
         )
-        for loc in locations
-        if loc.form == "raw"
-    ]
+    return FragmentSet(code, copies)
+
+
+def _source_of(location: Location, *, tail_bytes: int = 0) -> PartSource:
+    return PartSource(
+        location=location.id,
+        device=location.device,
+        name=location.name,
+        offset=location.offset,
+        length=location.length,
+        # Copies marked bad are read only when no other is left: a read error may have been the cable's.
+        rank=SUSPECT if location.state == "bad" else 0,
+        tail_bytes=tail_bytes,
+    )
 
 
 def describe_part(manifest: Manifest, part: int) -> str:

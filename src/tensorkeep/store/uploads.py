@@ -19,9 +19,9 @@ from tensorkeep.runtime import Runtime, WorkerPool
 
 
 class Upload(NamedTuple):
-    """Bytes and the row that says where they go."""
+    """Bytes, in one buffer or several, and the row that says where they go."""
 
-    data: Buffer
+    data: Sequence[Buffer]
     location: Location
 
 
@@ -84,7 +84,7 @@ class Uploader:
             puts = [pool.submit(_put_one, device, upload) for upload in uploads]
             return [put.result() for put in puts]
         if isinstance(device, BatchPuts):
-            done, error = device.put_batch([(upload.location.name, [upload.data]) for upload in uploads])
+            done, error = device.put_batch([(upload.location.name, upload.data) for upload in uploads])
             return [None] * done + [error] * (len(uploads) - done)
         errors: list[TensorkeepError | None] = []
         for upload in uploads:
@@ -94,7 +94,7 @@ class Uploader:
 
 def _put_one(device: Device, upload: Upload) -> TensorkeepError | None:
     try:
-        device.put(upload.location.name, [upload.data])
+        device.put(upload.location.name, upload.data)
     except TensorkeepError as error:
         return error
     return None

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from tensorkeep.catalog.protocol import Location
+from tensorkeep.catalog.counting import count_copies
+from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.records.device import IDENTITY_NAME
@@ -14,6 +15,7 @@ from tensorkeep.records.naming import ObjectKind
 from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Member
+from tensorkeep.store.fragments import check_footer, object_bytes
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reports import Problem, ProgressCallback, VerifyReport
 from tensorkeep.store.verify_journal import check_journal
@@ -125,14 +127,30 @@ def _read_lane(device: Device, locations: Sequence[Location], count: Callable[[i
 
 
 def _check_copy(device: Device, location: Location, scratch: memoryview) -> None:
-    size = device.size_of(location.name)
-    if size != location.offset + location.length:
-        raise Integrity(f"it has {size} bytes instead of {location.offset + location.length}")
-    for _ in range(2):  # a bit may have flipped on the way: only what is wrong twice is the copy's
+    size, should = device.size_of(location.name), object_bytes(location)
+    if size != should:
+        raise Integrity(f"it has {size} bytes instead of {should}")
+    for attempt in range(2):  # a bit may have flipped on the way: only what is wrong twice is the copy's
+        expected = _find_digest(device, location, should, is_last=attempt == 1)
         digest = _read_digest(device, location, scratch)
-        if digest == location.key.digest:
+        if digest == expected:
             return
     raise Integrity(f"its bytes have digest {digest.hex()}")
+
+
+def _find_digest(device: Device, location: Location, size: int, *, is_last: bool) -> bytes | None:
+    """Return the digest that the bytes of a row should have: of a fragment what its footer says, None where that is damaged."""
+    if location.fragment is None:
+        return location.key.digest
+    start = location.offset + location.length
+    tail = bytearray(size - start)
+    device.read_into(location.name, start, [memoryview(tail)])
+    try:
+        return bytes.fromhex(check_footer(bytes(tail), location).digest)
+    except Integrity:
+        if is_last:
+            raise
+        return None
 
 
 def _read_digest(device: Device, location: Location, scratch: memoryview) -> bytes:
@@ -145,7 +163,10 @@ def _read_digest(device: Device, location: Location, scratch: memoryview) -> byt
 
 
 def _problems_of(findings: _Findings, names: dict[str, str]) -> list[Problem]:
-    good = {location.key for location in findings.good}
+    rows: dict[ObjectKey, list[Location]] = {}
+    for location in findings.good:
+        rows.setdefault(location.key, []).append(location)
+    good = {key for key, found in rows.items() if count_copies(found)}
     problems = [
         Problem(kind, location.name, detail, device=names[location.device], lost=location.key not in good)
         for location, kind, detail in findings.bad

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from tensorkeep.devices.forwarding import open_object
-from tensorkeep.devices.protocol import Device, OpenObject
+from tensorkeep.devices.protocol import OpenObject, ReadableDevice
 from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.planning.read_plan import PartRead, Piece
 from tensorkeep.transfer.image import PartImage, PassingImage, ScratchPool, lay_out
@@ -145,7 +145,7 @@ class Reading:
     laid: MappedTensors | None
     carries: Callable[[Sequence[Piece]], bool]
 
-    def attempt(self, job: ReadJob, source: PartSource, device: Device) -> Attempt:
+    def attempt(self, job: ReadJob, source: PartSource, device: ReadableDevice) -> Attempt:
         """Read what is pending from one copy, verify it, and deliver when all is there, or leave that to `carry`.
 
         What was good stays; what was not is read once more, since a bit may have flipped on the way, before the copy is
@@ -182,7 +182,7 @@ class Reading:
             job.image, job.copied, job.scratch = lay_out(job.read, direct, self.scratch)
         return job.image
 
-    def _fill(self, job: ReadJob, source: PartSource, device: Device) -> tuple[int, Failure | None, bool]:
+    def _fill(self, job: ReadJob, source: PartSource, device: ReadableDevice) -> tuple[int, Failure | None, bool]:
         part = job.read.part
         if source.length != self.part_sizes[part]:
             reason = f"the copy has {source.length} bytes, the part {self.part_sizes[part]}"

@@ -215,7 +215,9 @@ def _lay_all(
             continue
         source = sources[lay.part]
         try:
-            descriptor, file = devices[source.device].open_to_map(source.name, source.offset + source.length)
+            descriptor, file = devices[source.device].open_to_map(
+                source.name, source.offset + source.length + source.tail_bytes
+            )
         except TensorkeepError:
             broken.add(lay.part)
             continue

@@ -36,9 +36,18 @@ from tensorkeep.transfer.job import (
     nothing_finished,
 )
 from tensorkeep.transfer.mapped_tensors import MappedTensors
-from tensorkeep.transfer.report import Damage, DeviceLoad, DevicePlan, LoadPlan, LoadReport, Verify, add_reports
+from tensorkeep.transfer.report import (
+    Damage,
+    DeviceLoad,
+    DevicePlan,
+    LoadPlan,
+    LoadReport,
+    Verify,
+    add_reports,
+    merge_loads,
+)
 from tensorkeep.transfer.schedule import Scheduler
-from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
+from tensorkeep.transfer.sources import RESTORER, SUSPECT, PartSource, PartTable
 from tensorkeep.transfer.verification import Judge
 
 MEMORY_LIMIT_BYTES = 256 * MIB
@@ -108,7 +117,7 @@ def read_boxes(
         return bool(carriers) and any(landings[piece.item].is_carried for piece in pieces)
 
     with collection_paused():
-        pieces = list(_box_pieces(boxes, landings))
+        pieces = list(_box_pieces(boxes, landings, parts))
         landed = _Finishing(landings, pieces, whole)
         checks = (
             load.plan(mapped.runs(len(landings)), longest_bytes=LONGEST_CHECK_BYTES)
@@ -142,7 +151,7 @@ def plan_boxes(
     """Return what `read_boxes` would read, tensors left out, and read nothing; destinations are not touched, and may be nowhere."""
     load = _Load(parts, runtime, verify=verify, deadline_s=None, memory_limit_bytes=memory_limit_bytes, progress=None)
     load.bytes_needed = sum(box.destination.nbytes for box in boxes)
-    return load.foresee(load.plan(_box_pieces(boxes, [land_box(box) for box in boxes])))
+    return load.foresee(load.plan(_box_pieces(boxes, [land_box(box) for box in boxes], parts)))
 
 
 def _heal(
@@ -235,7 +244,8 @@ def read_parts(
     """Hand the verified bytes of every range to ``consume``, and return what was done.
 
     ``consume`` is called once for each request, with the request itself and a read-only view of all its bytes that is valid
-    during the call; from several worker threads at once, in no order. What it raises ends the load. A request is held in
+    during the call; from several worker threads at once, in no order. A request of a part in fragments may come as several, each
+    of some of its bytes and with its key. What it raises ends the load. A request is held in
     memory whole: with long ones, fewer are read at a time. All else is as in `read_boxes`.
 
     Raises:
@@ -251,6 +261,8 @@ def read_parts(
         if request.start < 0 or request.length < 0 or request.start + request.length > size:
             raise InvalidInput(f"{request} does not lie in a part of {size} bytes")
 
+    if parts.units is not None:
+        requests = list(parts.units.ranges(requests))
     for request in requests:
         if not request.length:
             consume(request, memoryview(b""))
@@ -261,12 +273,16 @@ def read_parts(
             consume(requests[piece.item], view.toreadonly())
         return sum(piece.length for piece in pieces)
 
-    pieces = (Piece(each.part, each.start, each.length, item, 0) for item, each in enumerate(requests))
+    pieces = parts.pieces(Piece(each.part, each.start, each.length, item, 0) for item, each in enumerate(requests))
     load.run(load.plan(pieces, keep_whole=True), lambda _: None, deliver)
     return load.report()
 
 
-def _box_pieces(boxes: Sequence[Box], landings: Sequence[Landing]) -> Iterable[Piece]:
+def _box_pieces(boxes: Sequence[Box], landings: Sequence[Landing], parts: PartTable) -> Iterable[Piece]:
+    return parts.pieces(_part_pieces(boxes, landings))
+
+
+def _part_pieces(boxes: Sequence[Box], landings: Sequence[Landing]) -> Iterable[Piece]:
     maps: dict[int, ExtentMap] = {}  # by identity: hashing a file would hash all its extents
     for item, (box, landing) in enumerate(zip(boxes, landings, strict=True)):
         extents = maps.get(id(box.file))
@@ -304,6 +320,7 @@ class _Load:
         self._choice = CopyChoice({}, {}, {})
         self._scheduler: Scheduler | None = None
         self._needed_parts: tuple[int, ...] = ()
+        self._damaged: tuple[Damage, ...] = ()
         self.bytes_needed = 0
         self.carriers: Sequence[Carrier] = ()
         self.laid: MappedTensors | None = None
@@ -392,9 +409,18 @@ class _Load:
         try:
             self._scheduler.run(self._jobs(reads, checks, fixed, first), self._stop_sign.stop)
         finally:
-            if self._scheduler.damaged and self._parts.note_damage:
-                self._parts.note_damage(tuple(self._scheduler.damaged.values()))
+            self._damaged = self._find_damage(self._scheduler)
+            if self._damaged and self._parts.note_damage:
+                self._parts.note_damage(self._damaged)
         return self._scheduler.abandoned
+
+    def _find_damage(self, scheduler: Scheduler) -> tuple[Damage, ...]:
+        """Return what was found of copies and fragments; parts are those of the version."""
+        units, restorer = self._parts.units, self._parts.restorer
+        found = tuple(scheduler.damaged.values())
+        if units is None or restorer is None:
+            return found
+        return (*(replace(each, part=units.parts[each.part]) for each in found), *restorer.take_damage())
 
     def _scratch(self, reads: Sequence[PartRead]) -> ScratchPool:
         """Return buffers; where a carrier brings them, all of the longest read's size, so that few have to be made."""
@@ -406,26 +432,33 @@ class _Load:
 
     def report(self) -> LoadReport:
         assert self._scheduler is not None
-        queues = [queue for queue in self._scheduler.queues.values() if queue.started_s is not None]
+        devices = self._device_loads(self._scheduler)
         return LoadReport(
             bytes_needed=self.bytes_needed,
-            bytes_read=sum(queue.bytes_read for queue in queues),
+            bytes_read=sum(each.bytes for each in devices),
             seconds=self._runtime.clock.monotonic_s() - self._started_s,
-            devices=tuple(
-                DeviceLoad(
-                    id=queue.device,
-                    name=self._parts.device_name(queue.device),
-                    bytes=queue.bytes_read,
-                    seconds=queue.seconds,
-                    predicted_seconds=self._choice.seconds.get(queue.device, 0.0),
-                )
-                for queue in queues
-            ),
-            damaged=(*self._scheduler.damaged.values(), *self._find_absent()),
+            devices=devices,
+            damaged=(*self._damaged, *self._find_absent()),
             retried=self._scheduler.retried,
             hedged=self._scheduler.hedged,
             verify=self._verify,
         )
+
+    def _device_loads(self, scheduler: Scheduler) -> tuple[DeviceLoad, ...]:
+        """Return what each device gave, as a copy and to restore from."""
+        loads = [
+            DeviceLoad(
+                id=queue.device,
+                name=self._parts.device_name(queue.device),
+                bytes=queue.bytes_read,
+                seconds=queue.seconds,
+                predicted_seconds=self._choice.seconds.get(queue.device, 0.0),
+            )
+            for queue in scheduler.queues.values()
+            if queue.started_s is not None and queue.device != RESTORER
+        ]
+        restored = self._parts.restorer.take_loads() if self._parts.restorer is not None else []
+        return merge_loads([*loads, *restored])
 
     def _find_absent(self) -> Iterable[Damage]:
         """Yield one note for each device that can't be reached and has copies of parts of this load."""
@@ -436,10 +469,14 @@ class _Load:
                 if source.device not in self._parts.devices:
                     first.setdefault(source.device, (part, source))
                     counts[source.device] = counts.get(source.device, 0) + 1
+        told = {each.device for each in self._damaged if each.kind == "unreachable"}
         for device, (part, source) in first.items():
+            if device in told:
+                continue
+            of = part if self._parts.units is None else self._parts.units.parts[part]
             reason = f"can't be reached; it has copies of {counts[device]} parts of this load"
             name = self._parts.device_name(device)
-            yield Damage(source.location, part, device, name, reason, "unreachable", confirmed=False)
+            yield Damage(source.location, of, device, name, reason, "unreachable", confirmed=False)
 
     def _jobs(
         self,

@@ -1,6 +1,6 @@
 """What a load did: plain values for people, for programs, and for repair."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -148,6 +148,18 @@ def add_reports(reports: Sequence[LoadReport], *, verify: Verify) -> LoadReport:
         unmapped_bytes=_add_counts([report.unmapped_bytes for report in reports]),
         hedged=sum(report.hedged for report in reports),
     )
+
+
+def merge_loads(loads: Iterable[DeviceLoad]) -> tuple[DeviceLoad, ...]:
+    """Return what each device gave of what it gave at the same time in several ways."""
+    found: dict[str, DeviceLoad] = {}
+    for each in loads:
+        first = found.get(each.id)
+        found[each.id] = each
+        if first is not None:
+            seconds = max(first.seconds, each.seconds)
+            found[each.id] = replace(first, bytes=first.bytes + each.bytes, seconds=seconds)
+    return tuple(found.values())
 
 
 def _add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -36,7 +36,7 @@ class Judge:
     def judge_blocks(self, image: PartImage, part: int, start: int, end: int) -> list[Mismatch]:
         """Return the blocks of ``[start, end)`` that do not fit; the range is whole blocks of the part."""
         first = start // BLOCK_BYTES
-        found = _block_checks(image, start, end)
+        found = block_checks_of(image, start, end)
         if not self._misfits(part, first, found):
             return []
         self._confirm()
@@ -84,7 +84,8 @@ class Judge:
         return Mismatch(start, end, reason, confirmed=self._problem is None)
 
 
-def _block_checks(image: PartImage, start: int, end: int) -> list[int]:
+def block_checks_of(image: PartImage, start: int, end: int) -> list[int]:
+    """Return the XXH3-64 of each block of a range that begins with one."""
     whole = image.views(start, end)
     if len(whole) == 1:  # all that lies in one piece, which is nearly all
         (view,) = whole

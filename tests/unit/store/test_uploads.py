@@ -55,7 +55,7 @@ def passing(message: str) -> Unavailable:
 def uploads(names: Sequence[str]) -> list[Upload]:
     return [
         Upload(
-            name.encode(),
+            [name.encode()],
             Location(
                 id=n,
                 device="d",

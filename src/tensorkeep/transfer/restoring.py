@@ -1,0 +1,465 @@
+"""Parts in fragments, for loads: which units they are read as, and the source that restores what can't be read.
+
+`with_units` turns a table of parts into one of units (`planning.units`): data fragments become units with copies of their own,
+like any part. Beside these copies every such unit has one more source, `Restorer`: to the scheduler a device like others, which
+reads the same range of other fragments, verifies it block by block, and puts the lost bytes together. So what is late, damaged
+or away is handled by the rules that hold for all copies.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorkeep.codecs.erasure import ErasureCode
+from tensorkeep.devices.forwarding import innermost
+from tensorkeep.devices.protocol import ReadableDevice, ThrottlingDevice
+from tensorkeep.errors import Integrity, NotEnoughCopies, NotFound, TensorkeepError
+from tensorkeep.planning.units import Order, PartCut, Run, UnitMap, runs_in_order
+from tensorkeep.records.checks import BlockChecks
+from tensorkeep.records.fragment import decode_footer, footer_length
+from tensorkeep.records.layout import BLOCK_BYTES, MIB
+from tensorkeep.records.redundancy import filled_fragments, fragment_length, fragment_range
+from tensorkeep.runtime import Clock
+from tensorkeep.transfer.image import PartImage, ScratchPool
+from tensorkeep.transfer.report import Damage, DamageKind, DeviceLoad, Verify
+from tensorkeep.transfer.sources import RESERVE, RESTORER, SUSPECT, FragmentSet, PartSource, PartTable
+from tensorkeep.transfer.verification import Judge, block_checks_of
+
+_STEP_BYTES = 2 * MIB
+"""Of each fragment at once, where something must be restored."""
+
+_GIVE_UP_AFTER = 3
+"""Failures to answer after which a device's fragments are tried last."""
+
+_FIRST_LOCATION = -(1 << 40)
+"""Rows of the catalog count from 1, those of the node's cache down from -1."""
+
+
+def with_units(table: PartTable, *, verify: Verify, clock: Clock) -> PartTable:
+    """Return the table with a unit, or several, for each part in fragments; the same table where there is none, or it has them.
+
+    A part of which a whole copy can be read stays one unit, and is restored only where all of these fail.
+    """
+    if not table.fragments or table.units is not None:
+        return table
+    cuts = {
+        part: PartCut(found.code, _order(table, part, found, verify))
+        for part, found in table.fragments.items()
+        if not _can_read(table, table.sources.get(part, ()))
+    }
+    units = UnitMap(table.sizes, cuts)
+    restorer = _open_restorer(table, verify=verify, clock=clock)
+    sources = dict(table.sources)
+    for part, found in table.fragments.items():
+        if part not in cuts:
+            name = restorer.add(_Target(part, runs_in_order(found.code, table.sizes[part], part)))
+            sources[part] = [*table.sources[part], _restored(part, name, table.sizes[part])]
+            continue
+        for number, unit in enumerate(units.units[part]):
+            copies: Sequence[PartSource] = ()
+            if cuts[part].order == "fragments":
+                copies = found.copies[number]
+            runs = units.runs_of_unit(unit)
+            name = restorer.add(_Target(part, runs, lost=number if copies else None))
+            sources[unit] = [*copies, _restored(unit, name, units.sizes[unit])]
+    return replace(
+        table,
+        sizes=units.sizes,
+        checks=_UnitChecks(units, table.checks),
+        sources=sources,
+        devices={**table.devices, RESTORER: restorer},
+        names={**table.names, RESTORER: "restored from fragments"},
+        confirm_checks=_confirm(units, table),
+        describe=_describe(units, table),
+        note_damage=_note(table),
+        units=units,
+        restorer=restorer,
+    )
+
+
+def _order(table: PartTable, part: int, found: FragmentSet, verify: Verify) -> Order:
+    if verify == "digest":
+        return "whole"
+    filled = range(filled_fragments(found.code, table.sizes[part]))
+    return "fragments" if all(_can_read(table, found.copies.get(i, ())) for i in filled) else "columns"
+
+
+def _can_read(table: PartTable, copies: Sequence[PartSource]) -> bool:
+    return any(each.rank < SUSPECT and each.device in table.devices for each in copies)
+
+
+def _restored(unit: int, name: str, size_bytes: int) -> PartSource:
+    return PartSource(location=_FIRST_LOCATION - unit, device=RESTORER, name=name, length=size_bytes, rank=RESERVE)
+
+
+class _UnitChecks:
+    """Checks of units, made of those of their parts."""
+
+    def __init__(self, units: UnitMap, checks: BlockChecks) -> None:
+        self._units = units
+        self._checks = checks
+
+    def digest(self, part: int) -> bytes:
+        """Return the digest of a unit's part."""
+        return self._checks.digest(self._units.parts[part])
+
+    def block_checks(self, part: int) -> npt.NDArray[np.uint64]:
+        """Return the checks of a unit's blocks, in its order."""
+        of = self._units.parts[part]
+        checks = self._checks.block_checks(of)
+        if of not in self._units.runs:
+            return checks
+        runs = self._units.runs_of_unit(part)
+        firsts = [run.part_start // BLOCK_BYTES for run in runs]
+        counts = [-(-run.length // BLOCK_BYTES) for run in runs]
+        return np.concatenate([checks[low : low + count] for low, count in zip(firsts, counts, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What the restorer gives under one name: runs of a part one after the other, without reading fragment ``lost``."""
+
+    part: int
+    runs: Sequence[Run]
+    lost: int | None = None
+
+
+@dataclass(slots=True)
+class _Given:
+    """What a device gave to be restored from, from when to when."""
+
+    bytes: int
+    started_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    kind: DamageKind
+    reason: str
+    confirmed: bool = True
+
+
+class Restorer:
+    """Reads ranges of parts from any fragments that can be read, and restores what can't. Thread safe.
+
+    Args:
+        table: the parts, before they were cut into units.
+        verify: ``off``: fragments are not verified either.
+        clock: for the report.
+    """
+
+    url = "restored:"
+
+    def __init__(self, table: PartTable, *, verify: Verify, clock: Clock) -> None:
+        self._table = table
+        self._verify = verify
+        self._clock = clock
+        self._judge = Judge(table)
+        self._scratch = ScratchPool(64 * MIB)
+        self._targets: dict[str, _Target] = {}
+        self._codes = {found.code: ErasureCode(found.code) for found in table.fragments.values()}
+        self._lock = threading.Lock()
+        self._parity_checks: dict[int, npt.NDArray[np.uint64]] = {}
+        self._problems: dict[int, _Problem] = {}  # by location; of those that failed for good
+        self._failures: dict[str, int] = {}
+        self._damaged: dict[tuple[str, int], Damage] = {}
+        self._given: dict[str, _Given] = {}
+
+    def add(self, target: _Target) -> str:
+        """Return the name of a new object."""
+        name = f"{target.part}/{len(self._targets)}"
+        self._targets[name] = target
+        return name
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers with verified bytes from ``offset`` of what a name stands for.
+
+        Raises:
+            Integrity: too few fragments are left, and one was corrupt.
+            NotEnoughCopies: too few fragments can be read.
+        """
+        target = self._targets[name]
+        end = offset + sum(map(len, buffers))
+        image = _image_at(offset, buffers)
+        wanted: dict[tuple[int, int], dict[int, list[memoryview]]] = {}
+        for run in target.runs:
+            low, high = max(offset, run.unit_start), min(end, run.unit_start + run.length)
+            if low < high:
+                start = run.start + low - run.unit_start
+                wanted.setdefault((start, start + high - low), {})[run.fragment] = image.views(low, high)
+        for (low, high), views in wanted.items():
+            self._bring(target, low, high, views)
+
+    def take_damage(self) -> list[Damage]:
+        """Return what was found of fragments since this was asked last."""
+        with self._lock:
+            damaged, self._damaged = list(self._damaged.values()), {}
+        return damaged
+
+    def take_loads(self) -> list[DeviceLoad]:
+        """Return what devices gave to restore from since this was asked last."""
+        with self._lock:
+            taken, self._given = self._given, {}
+        return [
+            DeviceLoad(device, self._table.device_name(device), given.bytes, given.ended_s - given.started_s, 0.0)
+            for device, given in taken.items()
+        ]
+
+    def _bring(self, target: _Target, low: int, high: int, wanted: Mapping[int, list[memoryview]]) -> None:
+        """Bring bytes ``[low, high)`` of some data fragments: read them, and restore those that can't be read."""
+        there = {
+            number: views
+            for number, views in wanted.items()
+            if number != target.lost and self._read(target.part, number, low, views)
+        }
+        lost = {number: views for number, views in wanted.items() if number not in there}
+        if not lost:
+            return
+        for start in range(low, high, _STEP_BYTES):
+            end = min(start + _STEP_BYTES, high)
+            self._restore(
+                target,
+                start,
+                end,
+                {number: _cut(views, start - low, end - low) for number, views in there.items()},
+                {number: _cut(views, start - low, end - low) for number, views in lost.items()},
+            )
+
+    def _restore(
+        self,
+        target: _Target,
+        start: int,
+        end: int,
+        there: Mapping[int, list[memoryview]],
+        lost: Mapping[int, list[memoryview]],
+    ) -> None:
+        """Restore bytes ``[start, end)`` of the lost fragments from those that are there, and as many others as it takes."""
+        code = self._table.fragments[target.part].code
+        buffers: list[memoryview] = []
+        try:
+            known = {number: self._contiguous(views, buffers) for number, views in there.items()}
+            end = -(-end // BLOCK_BYTES) * BLOCK_BYTES  # the others are verified too, so their last block is read whole
+            for number in self._others(target, {*there, *lost}):
+                if len(known) == code.data:
+                    break
+                size = self._length(target.part, number, start, end)
+                view = self._take(size, buffers)
+                if not size or self._read(target.part, number, start, [view]):
+                    known[number] = view
+            if len(known) < code.data:
+                raise self._too_few(target.part)
+            wanted = {number: self._room(views, buffers) for number, views in lost.items()}
+            self._codes[code].restore(known, wanted)
+            for number, views in lost.items():
+                if len(views) > 1:
+                    _scatter(wanted[number], views)
+        finally:
+            for buffer in buffers:
+                self._scratch.give(buffer)
+
+    def _others(self, target: _Target, numbers: set[int]) -> Iterator[int]:
+        """Yield the numbers of other fragments, those first that are likely to be read soon."""
+        found = self._table.fragments[target.part]
+        others = [number for number in range(found.code.slots) if number not in numbers]
+
+        def order(number: int) -> tuple[bool, int, int]:
+            copies = [each for each in found.copies.get(number, ()) if each.device in self._table.devices]
+            with self._lock:
+                failures = min((self._failures.get(each.device, 0) for each in copies), default=0)
+            is_away = not copies and bool(self._length(target.part, number, 0, BLOCK_BYTES))
+            return is_away, failures // _GIVE_UP_AFTER, min((each.rank for each in copies), default=0)
+
+        yield from sorted(others, key=order)
+
+    def _length(self, part: int, number: int, start: int, end: int) -> int:
+        """Return how many bytes a fragment has of ``[start, end)``: the last ones of the data may be shorter, or empty."""
+        length = fragment_length(self._table.fragments[part].code, self._table.sizes[part], number)
+        return max(0, min(end, length) - start)
+
+    def _contiguous(self, views: list[memoryview], buffers: list[memoryview]) -> memoryview:
+        if len(views) == 1:
+            return views[0]
+        joined = self._take(sum(map(len, views)), buffers)
+        at = 0
+        for view in views:
+            joined[at : at + len(view)] = view
+            at += len(view)
+        return joined
+
+    def _room(self, views: list[memoryview], buffers: list[memoryview]) -> memoryview:
+        return views[0] if len(views) == 1 else self._take(sum(map(len, views)), buffers)
+
+    def _take(self, size: int, buffers: list[memoryview]) -> memoryview:
+        if not size:
+            return memoryview(b"")
+        buffer = self._scratch.take(size)
+        buffers.append(buffer)
+        return buffer[:size]
+
+    def _read(self, part: int, number: int, start: int, views: list[memoryview]) -> bool:
+        """Return whether a copy of a fragment gave its bytes from ``start``, verified."""
+        for copy in self._table.fragments[part].copies.get(number, ()):
+            with self._lock:
+                if copy.location in self._problems:
+                    continue
+            problem = self._read_copy(part, number, copy, start, views)
+            if problem is None:
+                return True
+            self._note(part, copy, problem)
+        return False
+
+    def _read_copy(
+        self, part: int, number: int, copy: PartSource, start: int, views: list[memoryview]
+    ) -> _Problem | None:
+        device = self._table.devices.get(copy.device)
+        if device is None:
+            return _Problem("unreachable", "can't be reached", confirmed=False)
+        length = fragment_length(self._table.fragments[part].code, self._table.sizes[part], number)
+        if copy.length != length:
+            return _Problem("corrupt", f"the fragment has {copy.length} bytes instead of {length}")
+        began_s = self._clock.monotonic_s()
+        try:
+            problem = None
+            for _ in range(2):  # a bit may have flipped on the way: only what is wrong twice is the copy's
+                device.read_into(copy.name, copy.offset + start, views)
+                self._count(copy.device, sum(map(len, views)), began_s)
+                problem = self._judge_views(part, number, copy, device, start, views)
+                if problem is None:
+                    return None
+        except NotFound as error:
+            problem = _Problem("missing", error.message)
+        except Integrity as error:
+            problem = _Problem("corrupt", error.message)
+        except TensorkeepError as error:
+            problem = _Problem("unreachable", error.message, confirmed=False)
+        return problem
+
+    def _judge_views(
+        self, part: int, number: int, copy: PartSource, device: ReadableDevice, start: int, views: list[memoryview]
+    ) -> _Problem | None:
+        if self._verify == "off":
+            return None
+        code, size = self._table.fragments[part].code, sum(map(len, views))
+        if number < code.data:
+            low = fragment_range(code, self._table.sizes[part], number)[0] + start
+            bad = self._judge.judge_blocks(_image_at(low, views), part, low, low + size)
+            return _Problem("corrupt", bad[0].reason, bad[0].confirmed) if bad else None
+        expected = self._checks_of_parity(part, number, copy, device)
+        first = start // BLOCK_BYTES
+        found = block_checks_of(_image_at(start, views), start, start + size)
+        for block, (is_, should) in enumerate(zip(found, expected[first:].tolist(), strict=False), first):
+            if is_ != should:
+                return _Problem("corrupt", f"block {block} does not fit its check")
+        return None
+
+    def _checks_of_parity(
+        self, part: int, number: int, copy: PartSource, device: ReadableDevice
+    ) -> npt.NDArray[np.uint64]:
+        """Return the checks of a parity fragment's blocks, from its footer, read once."""
+        with self._lock:
+            known = self._parity_checks.get(copy.location)
+        if known is not None:
+            return known
+        code, size = self._table.fragments[part].code, self._table.sizes[part]
+        tail = bytearray(footer_length(code, size, number))
+        device.read_into(copy.name, copy.offset + copy.length, [memoryview(tail)])
+        footer = decode_footer(bytes(tail), what=copy.name)
+        is_it = (footer.part, footer.policy, footer.size_bytes, footer.index)
+        if is_it != (self._table.checks.digest(part).hex(), code, size, number):
+            raise Integrity(f"{copy.name} is another fragment: its footer says number {footer.index} of {footer.part}")
+        with self._lock:
+            return self._parity_checks.setdefault(copy.location, footer.block_checks)
+
+    def _count(self, device: str, size_bytes: int, began_s: float) -> None:
+        now = self._clock.monotonic_s()
+        with self._lock:
+            given = self._given.setdefault(device, _Given(0, began_s, now))
+            given.bytes += size_bytes
+            given.started_s, given.ended_s = min(given.started_s, began_s), max(given.ended_s, now)
+
+    def _note(self, part: int, copy: PartSource, problem: _Problem) -> None:
+        with self._lock:
+            if problem.kind == "unreachable":
+                self._failures[copy.device] = self._failures.get(copy.device, 0) + 1
+            if problem.kind != "unreachable" or copy.device not in self._table.devices:
+                self._problems[copy.location] = problem
+            key = (copy.device, 0 if problem.kind == "unreachable" else copy.location)
+            name = self._table.device_name(copy.device)
+            damage = Damage(copy.location, part, copy.device, name, problem.reason, problem.kind, problem.confirmed)
+            self._damaged.setdefault(key, damage)
+
+    def _too_few(self, part: int) -> TensorkeepError:
+        found = self._table.fragments[part]
+        reasons, corrupt = [], False
+        filled = filled_fragments(found.code, self._table.sizes[part])
+        numbers = [*range(filled), *range(found.code.data, found.code.slots)]
+        absent = [number for number in numbers if not found.copies.get(number)]
+        with self._lock:
+            for number, copies in sorted(found.copies.items()):
+                for copy in copies:
+                    problem = self._problems.get(copy.location)
+                    if problem is not None:
+                        corrupt = corrupt or problem.kind == "corrupt"
+                        reasons.append(f"{number} on {self._table.device_name(copy.device)}: {problem.reason}")
+        if absent:
+            reasons.append(f"the catalog knows no fragment {', '.join(map(str, absent))}")
+        message = f"too few of its {found.code} fragments are left: {'; '.join(reasons) or 'devices did not answer'}"
+        return Integrity(message) if corrupt else NotEnoughCopies(message)
+
+
+class RemoteRestorer(Restorer):
+    """The same of fragments across a network: how many reads at once are best is found by trying."""
+
+    @property
+    def throttled(self) -> int:
+        """How often the stores have asked for fewer requests."""
+        inner = (innermost(device) for device in self._table.devices.values())
+        return sum(device.throttled for device in inner if isinstance(device, ThrottlingDevice))
+
+
+def _open_restorer(table: PartTable, *, verify: Verify, clock: Clock) -> Restorer:
+    used = {each.device for found in table.fragments.values() for copies in found.copies.values() for each in copies}
+    devices = [innermost(table.devices[device]) for device in used if device in table.devices]
+    is_remote = any(isinstance(device, ThrottlingDevice) for device in devices)
+    return (RemoteRestorer if is_remote else Restorer)(table, verify=verify, clock=clock)
+
+
+def _confirm(units: UnitMap, table: PartTable) -> Callable[[], BlockChecks] | None:
+    confirm = table.confirm_checks
+    return None if confirm is None else lambda: _UnitChecks(units, confirm())
+
+
+def _describe(units: UnitMap, table: PartTable) -> Callable[[int], str] | None:
+    describe = table.describe
+    return None if describe is None else lambda unit: describe(units.parts[unit])
+
+
+def _note(table: PartTable) -> Callable[[Sequence[Damage]], None] | None:
+    """Return who is told of damage: what could not be restored is no copy of the catalog."""
+    note = table.note_damage
+    return None if note is None else lambda damaged: note([each for each in damaged if each.device != RESTORER])
+
+
+def _image_at(start: int, views: Sequence[memoryview]) -> PartImage:
+    starts = []
+    for view in views:
+        starts.append(start)
+        start += len(view)
+    return PartImage(starts, list(views))
+
+
+def _cut(views: Sequence[memoryview], low: int, high: int) -> list[memoryview]:
+    """Return bytes ``[low, high)`` of views that lie one after the other; fewer where they end before."""
+    total = sum(map(len, views))
+    return _image_at(0, views).views(min(low, total), min(high, total))
+
+
+def _scatter(data: memoryview, views: Sequence[memoryview]) -> None:
+    at = 0
+    for view in views:
+        view[:] = data[at : at + len(view)]
+        at += len(view)
