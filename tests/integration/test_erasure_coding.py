@@ -1,7 +1,7 @@
 """Stores of ``ec=4+2`` on real folders: what is lost, damaged or added, and what a push, a load and a rebuild make of it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,13 @@ def same(found: Mapping[str, Any], wanted: Arrays) -> bool:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     """A store with six devices; its arrays are pushed as ``m``."""
     with tensorkeep.init(tmp_path / "store", ec="4+2") as store:
         for name in NAMES:
             add(store, tmp_path, name)
         store.push(weights(), "m", part_size=2 * MIB)
-    yield tmp_path
+    return tmp_path
 
 
 def add(store: Store, folder: Path, name: str) -> None:
