@@ -16,6 +16,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `bench` is found when this is run as a file
 
 from bench.catalog import catalog_figures
+from bench.erasure import erasure_figures
 from bench.figures import Figure
 from bench.gpu import gpu_figures
 from bench.late import late_device_figures
@@ -39,6 +40,7 @@ def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], I
         "late": lambda: late_device_figures(source, rounds),
         "remote": lambda: remote_figures(rounds, model=model),
         "remote-open": lambda: open_remote_figures(rounds, model=model),
+        "erasure": lambda: erasure_figures(source, rounds),
         "structure": lambda: structure_figures(rounds),
         "catalog": lambda: catalog_figures(rounds),
         "gpu": lambda: gpu_figures(source, rounds),
