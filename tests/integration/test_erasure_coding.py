@@ -1,7 +1,7 @@
 """Stores of ``ec=4+2`` on real folders: what is lost, damaged or added, and what a push, a load and a rebuild make of it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from typing_extensions import Buffer
 
 import tensorkeep
 from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import Location, ObjectKey
+from tensorkeep.devices.forwarding import ForwardingDevice
+from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Capacity, Integrity, InvalidInput, NotEnoughCopies, Unavailable
+from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.names import parse_revision
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import ErasureCoded, filled_fragments
+from tensorkeep.runtime import Runtime
+from tensorkeep.store.fleet import DeviceOpener, open_by_facts
 from tensorkeep.store.fragments import object_bytes
+from tensorkeep.store.opening import open_store
 from tensorkeep.store.revisions import get_version
 from tensorkeep.store.store import Store
 
@@ -50,7 +57,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def add(store: Store, folder: Path, name: str) -> None:
-    store.devices.add(name, str(folder / name), bandwidth=1 << 30)
+    # With a capacity, since of equals the one with more room is first, and what the disk has free changes all the time.
+    store.devices.add(name, str(folder / name), bandwidth=1 << 30, capacity=1 << 30)
 
 
 def lose(folder: Path, *names: str) -> None:
@@ -324,3 +332,102 @@ def test_gc_removes_fragments_of_removed_versions_and_nothing_else(folder: Path)
         assert not any(path.exists() for path in gone)
         assert same(store.model("m").load(), weights())
         assert store.verify().problems == ()
+
+
+class FailingDevice(ForwardingDevice):
+    """Stores some parts, then answers nothing any more."""
+
+    puts_left = 2
+
+    def put(self, name: str, data: Sequence[Buffer]) -> None:
+        """Put an object, or fail."""
+        if name.startswith("parts/"):
+            self.puts_left -= 1
+            if self.puts_left < 0:
+                raise Unavailable("the cable is out", device="d3")
+        super().put(name, data)
+
+
+def open_failing(facts: DeviceFacts, runtime: Runtime) -> Device:
+    device = open_by_facts(facts, runtime)
+    return FailingDevice(device) if facts.name == "d3" else device
+
+
+def opened(folder: Path, opener: DeviceOpener) -> Store:
+    context = open_store(
+        folder / "store",
+        runtime=Runtime(),
+        cache_root=None,
+        user="test",
+        policy=None,
+        opener=opener,
+        snapshot_every=1000,
+    )
+    return Store(context)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_device_that_fails_in_a_push_costs_its_own_fragments_and_no_more(folder: Path, *, spare: bool) -> None:
+    if spare:
+        with tensorkeep.open(folder / "store") as store:
+            add(store, folder, "d6")
+    arrays = weights(9)
+    with opened(folder, open_failing) as store:
+        version = store.push(arrays, "other", part_size=2 * MIB, allow_degraded=not spare)
+        assert version.report is not None
+        assert any("d3" in warning for warning in version.report.warnings)
+        kept = [row for rows in rows_of(store, "other").values() for row in rows]
+        for rows in rows_of(store, "other").values():
+            numbers = [row.fragment for row in rows if row.fragment is not None]
+            assert len(set(numbers)) == len(numbers) == len({row.device for row in rows if row.fragment is not None})
+        parts = sum(row.length for row in kept)
+        assert version.report.written_bytes <= 1.1 * parts, "what arrived is not sent again"
+    with tensorkeep.open(folder / "store") as store:
+        assert same(store.model("other").load(), arrays)
+        store.push(arrays, "other", part_size=2 * MIB)
+        assert store.status().short == ()
+        assert {count_copies(rows) for rows in rows_of(store, "other").values()} == {3}
+        store.gc(grace_s=0)
+        assert store.verify().problems == ()
+
+
+def test_what_was_healed_and_turns_good_again_does_not_keep_the_next_loss_from_being_healed(folder: Path) -> None:
+    with tensorkeep.open(folder / "store") as store:
+        bad = [row for row in fragments_of(store) if store._context.fleet.names()[row.device] == "d0"]
+        store._context.catalog.record_checked(good=[], bad=[row.id for row in bad])
+        lose(folder, "d1")
+        store.devices.lost("d1")
+        add(store, folder, "d6")
+        store.push(weights(), "m", part_size=2 * MIB)
+        assert store.verify().problems == ()
+        lose(folder, "d2")
+        store.devices.lost("d2")
+        add(store, folder, "d7")
+        store.push(weights(), "m", part_size=2 * MIB)
+        assert store.status().short == ()
+        lose(folder, "d3", "d4")
+    with tensorkeep.open(folder / "store") as store:
+        assert same(store.model("m").load(), weights())
+
+
+def test_after_a_rebuild_fragments_that_no_version_needs_are_collected(folder: Path) -> None:
+    with tensorkeep.open(folder / "store") as store:
+        store.push(weights(8), "other", part_size=2 * MIB)
+        gone = [path_of(folder, store, row) for row in fragments_of(store, "other")]
+        torn = [path_of(folder, store, row) for row in fragments_of(store) if row.fragment == 5]
+        store.rm_model("other")
+    gone[0].chmod(0o644)
+    gone[0].write_bytes(gone[0].read_bytes()[:-5])
+    for path in torn:
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-5])
+    (folder / "store/catalog.sqlite").unlink()
+    report = tensorkeep.rebuild_catalog(folder / "store", sources=[str(folder / name) for name in NAMES])
+    assert [what for what in report.missing if gone[0].name in what]
+    assert len(report.missing) == 1
+    with tensorkeep.open(folder / "store") as store:
+        assert store.status().short, "torn fragments don't count"
+        store.gc(grace_s=0)
+        assert [path for path in gone if path.exists()] == [gone[0]]
+        store.push(weights(), "m", part_size=2 * MIB)
+        assert store.status().short == ()

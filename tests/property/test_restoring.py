@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tensorkeep.catalog.protocol import Location, ObjectKey
-from tensorkeep.errors import Integrity, NotEnoughCopies
+from tensorkeep.errors import Integrity, NotEnoughCopies, Unavailable
 from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.digest import blake3_256
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
@@ -27,10 +28,11 @@ from tensorkeep.runtime import InlineWorkers, Runtime
 from tensorkeep.store.fragments import make_fragments
 from tensorkeep.store.structure import find_fragments
 from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.device_queue import LEAST_READERS
 from tensorkeep.transfer.reader import read_boxes, read_parts
 from tensorkeep.transfer.report import LoadReport, Verify
 from tensorkeep.transfer.restoring import with_units
-from tensorkeep.transfer.sources import PartTable
+from tensorkeep.transfer.sources import SUSPECT, PartTable
 from tests.unit.transfer.small_world import FakeDevice, World, make_file, make_tensor, make_world, seeded_bytes
 
 SETTINGS = settings(
@@ -50,7 +52,9 @@ class Coded:
 
     def table(self, *, lost: Sequence[str] = (), world: World | None = None, **more: Any) -> PartTable:
         base = (world or make_world(self.parts)).table()
-        fragments = {part: found for part, rows in enumerate(self.rows) if (found := find_fragments(rows))}
+        fragments = {
+            part: found for part, rows in enumerate(self.rows) if (found := find_fragments(rows, self.devices))
+        }
         return replace(
             base,
             sources=base.sources if world else {part: [] for part in range(len(self.parts))},
@@ -240,3 +244,94 @@ def test_a_footer_that_is_damaged_or_anothers_makes_no_parity() -> None:
     report = read_all(coded, coded.table(lost=["f0"]))
     [found] = [each for each in report.damaged if each.kind == "corrupt"]
     assert (found.location, "another fragment: its footer says number 3" in found.reason) == (row.id, True)
+
+
+@pytest.mark.parametrize("verify", ["blocks", "digest"])
+def test_each_block_needs_only_enough_fragments_that_are_good_there(verify: Verify) -> None:
+    coded = make_coded(ErasureCoded(4, 2), [9 * MIB])
+    for number in range(6):  # a block of each is bad, each at another place
+        coded.flip(0, number, number * BLOCK_BYTES + 7)
+    report = read_all(coded, coded.table(), verify=verify)
+    assert {each.location for each in report.damaged if each.location > 0} >= {coded.row(0, i).id for i in range(4)}
+    coded = make_coded(ErasureCoded(4, 2), [9 * MIB])
+    coded.flip(0, 1, 5)
+    coded.flip(0, 2, 5 * BLOCK_BYTES)
+    read_all(coded, coded.table(lost=["f0"]), verify=verify)
+
+
+def marked_bad(coded: Coded, *numbers: int) -> Coded:
+    rows = [replace_state(row, "bad") if row.fragment in numbers else row for row in coded.rows[0]]
+    return replace(coded, rows=[rows])
+
+
+def replace_state(row: Location, state: Any) -> Location:
+    return msgspec.structs.replace(row, state=state)
+
+
+@pytest.mark.parametrize("verify", WAYS)
+def test_what_was_found_bad_before_is_not_believed_while_others_are_good(verify: Verify) -> None:
+    coded = make_coded(ErasureCoded(4, 2), [5 * MIB])
+    coded.flip(0, 1, 999)
+    coded.flip(0, 2, 999)
+    read_all(coded, marked_bad(coded, 1, 2).table(), verify=verify)
+
+
+def test_a_fragment_that_was_found_bad_and_is_not_serves_where_no_other_is_left() -> None:
+    coded = make_coded(ErasureCoded(2, 1), [2 * MIB])
+    read_all(coded, marked_bad(coded, 1).table(lost=["f2"]))
+
+
+def test_a_stray_fragment_takes_nothing_from_a_whole_copy_that_may_be_good() -> None:
+    coded = make_coded(ErasureCoded(4, 2), [4 * MIB])
+    world = make_world(coded.parts)
+    table = replace(coded, rows=[coded.rows[0][:1]]).table(world=world)
+    suspect = {0: [replace(each, rank=SUSPECT) for each in table.sources[0]]}
+    read_all(coded, replace(table, sources=suspect))
+    # With enough fragments these are read, and the copy only where they fail.
+    table = replace(coded.table(world=world), sources=suspect)
+    assert {each.id for each in read_all(coded, table).devices} <= coded.devices.keys()
+    for number in (0, 1, 2):
+        for at in range(0, MIB, BLOCK_BYTES):
+            coded.flip(0, number, at)
+    read_all(coded, table)
+
+
+def test_of_two_codes_the_one_is_read_whose_devices_are_there() -> None:
+    four, two = make_coded(ErasureCoded(4, 2), [4 * MIB]), make_coded(ErasureCoded(2, 1), [4 * MIB])
+    rows = [msgspec.structs.replace(row, id=row.id + 50, device="g" + row.device) for row in two.rows[0]]
+    devices = {**four.devices, **{"g" + name: device for name, device in two.devices.items()}}
+    for lost in (["f0", "f1", "f2"], ["gf0", "gf1"]):
+        there = {name: device for name, device in devices.items() if name not in lost}
+        found = find_fragments([*four.rows[0], *rows], there)
+        assert found is not None
+        assert found.code == (two.code if lost[0] == "f0" else four.code)
+        table = replace(four.table(), fragments={0: found}, devices=there)
+        read_all(four, table)
+
+
+@pytest.mark.parametrize(("data", "parity"), [(2, 1), (3, 2), (4, 2), (6, 2), (8, 2), (10, 4)])
+@pytest.mark.parametrize("read_bytes", [8 * MIB, 3 * MIB])
+def test_a_degraded_load_reads_each_byte_once_however_long_its_reads_are(
+    data: int, parity: int, read_bytes: int
+) -> None:
+    code = ErasureCoded(data, parity)
+    coded = make_coded(code, [60 * MIB])
+    content = coded.parts[0]
+    tensor = make_tensor("w", "U8", (len(content),), 0, len(content))
+    file = make_file(content, [Extent(0, 0, len(content))], [tensor])
+    found = np.zeros(len(content), np.uint8)
+    box = Box(file, tensor, (0,), (len(content),), found)
+    runtime = Runtime()
+    table = coded.table(lost=[f"f{number}" for number in range(parity)])
+    limit = read_bytes * LEAST_READERS * (len(table.devices) + 1)
+    units = with_units(table, verify="blocks", clock=runtime.clock, read_bytes=read_bytes)
+    report = read_boxes([box], parts=units, runtime=runtime, memory_limit_bytes=limit)
+    assert found.tobytes() == content
+    assert report.bytes_read <= 1.05 * len(content)
+
+
+def test_devices_that_do_not_answer_are_asked_a_few_times_only() -> None:
+    coded = make_coded(ErasureCoded(2, 1), [60 * MIB])
+    coded.devices["f1"].error = Unavailable("no answer")
+    read_all(coded, coded.table())
+    assert len(coded.devices["f1"].reads) <= 3 + 8, "each of the readers may be at it when the third fails"

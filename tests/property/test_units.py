@@ -7,13 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorkeep.planning.read_plan import PartRange, Piece
-from tensorkeep.planning.units import COLUMN_BYTES, Order, PartCut, UnitMap, column_width
-from tensorkeep.records.layout import BLOCK_BYTES, PART_LIMIT_BYTES
+from tensorkeep.planning.units import Order, PartCut, UnitMap, column_width
+from tensorkeep.records.layout import BLOCK_BYTES, MIB, PART_LIMIT_BYTES
 from tensorkeep.records.redundancy import ErasureCoded, filled_fragments, fragment_range
 
 CODES = [ErasureCoded(1, 1), ErasureCoded(2, 1), ErasureCoded(4, 2), ErasureCoded(10, 4)]
 ORDERS: list[Order] = ["fragments", "columns", "whole"]
-cuts = st.builds(PartCut, st.sampled_from(CODES), st.sampled_from(ORDERS))
+cuts = st.builds(
+    PartCut,
+    st.sampled_from(CODES),
+    st.sampled_from(ORDERS),
+    st.integers(1, 40).map(lambda blocks: blocks * BLOCK_BYTES),
+)
 sizes = st.one_of(st.integers(1, PART_LIMIT_BYTES - 1), st.integers(1, 255).map(lambda blocks: blocks * BLOCK_BYTES))
 
 
@@ -66,8 +71,10 @@ def test_pieces_and_ranges_keep_their_bytes_in_order(data: st.DataObject, size: 
 
 @pytest.mark.parametrize("code", CODES)
 def test_a_column_is_what_one_read_takes(code: ErasureCoded) -> None:
-    assert column_width(code) % BLOCK_BYTES == 0
-    assert COLUMN_BYTES - code.data * BLOCK_BYTES < code.data * column_width(code) <= COLUMN_BYTES
+    width = column_width(code, 8 * MIB)
+    assert width % BLOCK_BYTES == 0
+    assert 8 * MIB - code.data * BLOCK_BYTES < code.data * width <= 8 * MIB
+    assert column_width(code, 1) == BLOCK_BYTES
 
 
 def test_what_is_not_cut_stays_as_it_is() -> None:

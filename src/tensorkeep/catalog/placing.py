@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from tensorkeep.catalog import rules
-from tensorkeep.catalog.counting import count_copies
+from tensorkeep.catalog.counting import count_copies, first_numbers
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.errors import NotFound
 from tensorkeep.planning.slots import pick_devices
@@ -103,17 +103,14 @@ def _plan_one(
     names = {rules.staged_name(request, number) for number in numbers}
     existing: dict[tuple[str, str, int | None], Location] = {}
     again: list[Location] = []
-    refused: set[tuple[str, str]] = set()
     for row in known:
         location = row.location
         if location.device not in usable:
             continue
         if location.state in rules.USABLE:
             existing.setdefault((location.device, location.form, location.fragment), location)
-        elif location.name in names:
-            refused.add((location.device, location.name))  # a name is never used twice, whatever became of it
-            if row.mine and location.state == "staged":
-                again.append(location)
+        elif row.mine and location.state == "staged" and location.name in names:
+            again.append(location)
     again = [each for each in again if (each.device, each.form, each.fragment) not in existing]
     kept = [*existing.values(), *again]
     copies = count_copies(kept)
@@ -121,7 +118,7 @@ def _plan_one(
     if copies < owed:
         offer = _offer_fragments if request.code else _offer_copies
         candidates = [device for device in request.candidates if device in usable]
-        for location in offer(request, candidates, zones, kept, refused):
+        for location in offer(request, candidates, zones, kept, [row.location for row in known]):
             new.append(location)
             copies = count_copies([*kept, *new])
             if copies >= owed:
@@ -144,12 +141,14 @@ def _offer_copies(
     candidates: Sequence[str],
     zones: Mapping[str, str],
     kept: Sequence[Location],
-    refused: Collection[tuple[str, str]],
+    known: Sequence[Location],
 ) -> Iterator[Location]:
     """Yield rows for new whole copies, the best first; those beside a fragment last, which hardly make the object safer."""
     name = rules.staged_name(request)
     taken = {location.device for location in kept if location.fragment is None}
-    closed = taken | {device for device, refused_name in refused if refused_name == name}
+    closed = taken | {
+        each.device for each in known if each.name == name
+    }  # a name is never used twice, whatever became of it
     beside = {location.device for location in kept} - taken
     for late in (False, True):
         free = [(device, zones[device]) for device in candidates if (device in beside) is late]
@@ -163,30 +162,43 @@ def _offer_fragments(
     candidates: Sequence[str],
     zones: Mapping[str, str],
     kept: Sequence[Location],
-    refused: Collection[tuple[str, str]],
+    known: Sequence[Location],
 ) -> Iterator[Location]:
-    """Yield a row for each fragment that is lacking, on the candidate of its number where that can take it, else on a spare one."""
+    """Yield a row for each fragment that is lacking: on a device that had it before, on the candidate of its number, on a spare one.
+
+    A device that ever had a fragment of the form gets no other number as long as a row tells of it: else bad rows that turn good, or a
+    catalog that is rebuilt, would bring two fragments of a part on one device, which are lost together.
+    """
     code = request.code
     assert code is not None
     form = form_name(code)
-    mine = {location.fragment: location.device for location in kept if location.form == form}
-    holders = {location.device for location in kept}
+    mine = {number: device for device, number in first_numbers([each for each in kept if each.form == form]).items()}
+    taken = {location.device for location in kept}
+    bound = {each.device: each.fragment for each in known if each.form == form and each.device not in taken}
+    names = {(each.device, each.name) for each in known}
     lacking = [number for number in _fragment_numbers(request) if number is not None and number not in mine]
-    own = dict(enumerate(request.candidates))
     placed: dict[int, str] = {}
-    for number in lacking:
-        device = own.get(number, "")
-        is_free = device in candidates and device not in holders | {*placed.values()}
-        if is_free and (device, rules.staged_name(request, number)) not in refused:
-            placed[number] = device
-    for number in [number for number in lacking if number not in placed]:  # after all that have a place of their own
+
+    def free_for(number: int) -> list[str]:
         name = rules.staged_name(request, number)
-        closed = holders | {*placed.values()} | {device for device, refused_name in refused if refused_name == name}
+        used = taken | {*placed.values()}
+        return [
+            device
+            for device in candidates
+            if device not in used and bound.get(device, number) == number and (device, name) not in names
+        ]
+
+    for number in lacking:
+        if had := [device for device in free_for(number) if device in bound]:
+            placed[number] = had[0]
+    own = dict(enumerate(request.candidates))
+    for number in lacking:
+        if number not in placed and own.get(number) in free_for(number):
+            placed[number] = own[number]
+    for number in [number for number in lacking if number not in placed]:  # after all that have a place of their own
+        free = [(device, zones[device]) for device in free_for(number)]
         taken_zones = [zones[device] for device in (*mine.values(), *placed.values())]
-        free = [(device, zones[device]) for device in candidates]
-        placed.update(
-            (number, device) for device in pick_devices(free, taken_devices=closed, taken_zones=taken_zones, count=1)
-        )
+        placed.update((number, each) for each in pick_devices(free, taken_devices=(), taken_zones=taken_zones, count=1))
     yield from (_new_location(request, placed[number], number) for number in lacking if number in placed)
 
 

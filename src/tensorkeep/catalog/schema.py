@@ -49,7 +49,7 @@ _MOMENT = String(27)
 
 _UNSETTLED = text("state IN ('staged', 'stored', 'bad')")
 _CONDEMNED = text("state = 'condemned'")
-_FRAGMENTS = text("needed > 1")
+_FRAGMENTS = text("fragment IS NOT NULL")
 
 alembic_version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
 """Alembic's own table, apart from the metadata: its shape is Alembic's."""

@@ -9,12 +9,14 @@ from sqlalchemy import (
     Integer,
     ScalarSelect,
     Select,
+    and_,
     case,
     cast,
     func,
     literal,
     literal_column,
     null,
+    or_,
     select,
 )
 from sqlalchemy.sql.selectable import NamedFromClause
@@ -121,7 +123,7 @@ def _is_asked_by(part_id: ColumnElement[int], policies: Sequence[str]) -> Column
 def usable_copies(part_id: ColumnElement[int], *, durable_only: bool) -> ColumnElement[int]:
     """Return, as correlated SQL, what `counting.count_copies` gives of an object's usable rows on active devices."""
     rows = schema.locations.alias("whole")
-    copies = select(func.count(rows.c.device.distinct())).where(rows.c.needed == literal_column("1"))
+    copies = select(func.count(rows.c.device.distinct())).where(rows.c.fragment.is_(None))
     copies = _of_usable(copies, rows, part_id, durable_only=durable_only)
     fragments = _usable_fragments(part_id, durable_only=durable_only)
     return copies.scalar_subquery() + func.coalesce(fragments, literal_column("0"))
@@ -129,14 +131,14 @@ def usable_copies(part_id: ColumnElement[int], *, durable_only: bool) -> ColumnE
 
 def _usable_fragments(part_id: ColumnElement[int], *, durable_only: bool) -> ScalarSelect[int]:
     """Return, as correlated SQL, how many copies the fragments on other devices than whole copies are; null for none."""
-    rows, whole = schema.locations.alias("fragments"), schema.locations.alias("beside")
-    beside = select(whole.c.id).where(whole.c.device == rows.c.device, whole.c.needed == literal_column("1"))
-    beside = _of_usable(beside, whole, rows.c.part_id, durable_only=durable_only)
-    devices, numbers = func.count(rows.c.device.distinct()), func.count(rows.c.fragment.distinct())
-    left = case((devices < numbers, devices), else_=numbers) - rows.c.needed + 1
+    rows, other = schema.locations.alias("fragments"), schema.locations.alias("beside")
+    is_before = and_(other.c.form == rows.c.form, other.c.fragment < rows.c.fragment)
+    beside = select(other.c.id).where(other.c.device == rows.c.device, or_(other.c.fragment.is_(None), is_before))
+    beside = _of_usable(beside, other, rows.c.part_id, durable_only=durable_only)
+    left = func.count(rows.c.fragment.distinct()) - rows.c.needed + 1
     query = (
         select(left)
-        .where(rows.c.needed > literal_column("1"), ~found_any(beside))
+        .where(rows.c.fragment.is_not(None), ~found_any(beside))
         .group_by(rows.c.form, rows.c.needed)
         .having(left > 0)
         .order_by(left.desc())

@@ -125,6 +125,7 @@ def plan_reads(
     align: int = BLOCK_BYTES,
     whole_parts: bool = False,
     keep_whole: bool = False,
+    columns: Mapping[int, Sequence[int]] | None = None,
 ) -> list[PartRead]:
     """Return the reads that bring these pieces, ordered by part and start.
 
@@ -139,13 +140,18 @@ def plan_reads(
         align: `BLOCK_BYTES` where blocks are verified, 1 where nothing is.
         whole_parts: read every touched part whole, in one read (for verification by digest).
         keep_whole: never cut a piece; a read is then as long as its longest piece needs.
+        columns: part → where its columns begin, for units in that order (`planning.units`): a read is cut there, if it can be.
     """
     ordered = sorted(piece for piece in pieces if piece.length)
     limit = max(max_read_bytes // align, 1) * align
     if whole_parts:
         return list(_whole_parts(ordered, part_sizes))
     reads = _join(ordered, part_sizes, align, limit if keep_whole else None)
-    return list(reads) if keep_whole else [cut for read in reads for cut in _cut(read, align, limit)]
+    if keep_whole:
+        return list(reads)
+    if columns:
+        return [cut for read in reads for cut in _cut_at_columns(read, align, limit, columns.get(read.part))]
+    return [cut for read in reads for cut in _cut(read, align, limit)]
 
 
 def choose_copies(
@@ -206,6 +212,26 @@ def _join(ordered: Sequence[Piece], part_sizes: Sequence[int], align: int, limit
         part, start, end, holes, first = piece.part, low, high, 0, index
     if ordered:
         yield PartRead(part, start, end, tuple(ordered[first:]))
+
+
+def _cut_at_columns(read: PartRead, align: int, limit: int, starts: Sequence[int] | None) -> Iterator[PartRead]:
+    """Yield a read cut at the last column that begins within the limit of each piece of it."""
+    if starts is None:
+        yield from _cut(read, align, limit)
+        return
+    low = read.start
+    while low < read.end:
+        high = min(read.end, low + limit)
+        column = starts[bisect_right(starts, high) - 1]
+        high = column if low < column < read.end and high < read.end else high
+        pieces = []
+        for piece in read.pieces:
+            start, end = max(piece.start, low), min(piece.start + piece.length, high)
+            if start < end:
+                pieces.append(Piece(piece.part, start, end - start, piece.item, piece.offset + start - piece.start))
+        if pieces:
+            yield PartRead(read.part, low, high, tuple(pieces))
+        low = high
 
 
 def _cut(read: PartRead, align: int, limit: int) -> Iterator[PartRead]:

@@ -29,7 +29,7 @@ def spread_zones(candidates: Sequence[T], zone_of: Callable[[T], str], taken: It
 def keep_places(candidates: Sequence[str], usable: Collection[str], slots: int) -> tuple[str, ...]:
     """Return the usable candidates for fragments, in order; in the place of each of the first ``slots`` that is not, a spare one.
 
-    Who is at place i is meant for fragment i: where one drops out, the others should not all move up.
+    Who is at place i is meant for fragment i: where one drops out the others do not all move up, as long as there are spare ones.
     """
     spare = [device for device in candidates[slots:] if device in usable]
     places = [device if device in usable else (spare.pop(0) if spare else None) for device in candidates[:slots]]

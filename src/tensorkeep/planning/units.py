@@ -15,21 +15,19 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from tensorkeep.planning.read_plan import PartRange, Piece
-from tensorkeep.records.layout import BLOCK_BYTES, MIB
+from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.records.redundancy import ErasureCoded, filled_fragments, fragment_range
 
 Order = Literal["fragments", "columns", "whole"]
 """fragments: a unit for each data fragment; columns: one unit, by columns; whole: one unit, as the part's bytes are."""
 
-COLUMN_BYTES = 8 * MIB
-"""Of all data fragments together: as much as a read takes at once."""
-
 
 class PartCut(NamedTuple):
-    """A part that is kept in fragments, and how a load reads it."""
+    """A part that is kept in fragments, and how a load reads it; ``width``: bytes of each fragment in a column, whole blocks."""
 
     code: ErasureCoded
     order: Order
+    width: int = BLOCK_BYTES
 
 
 class Run(Struct, frozen=True, gc=False):
@@ -50,6 +48,8 @@ class UnitMap:
         sizes: bytes of each unit, by number. Parts that are not cut have their own; numbers of parts that are cut mean nothing.
         parts: part of each unit.
         runs: of each part that is cut, its bytes in order.
+        units: of each part that is cut, its units.
+        columns: of each unit in that order, where its columns begin.
     """
 
     def __init__(self, sizes: Sequence[int], cuts: Mapping[int, PartCut]) -> None:
@@ -57,6 +57,7 @@ class UnitMap:
         self.parts = list(range(len(sizes)))
         self.runs: dict[int, list[Run]] = {}
         self.units: dict[int, range] = {}
+        self.columns: dict[int, list[int]] = {}
         self._starts: dict[int, list[int]] = {}
         for part, cut in cuts.items():
             runs = _cut(cut, sizes[part], len(self.sizes))
@@ -69,6 +70,8 @@ class UnitMap:
                     self.parts.append(part)
                 self.sizes[run.unit] = max(self.sizes[run.unit], run.unit_start + run.length)
             self.units[part] = range(first, len(self.sizes))
+            if cut.order == "columns":
+                self.columns[first] = [run.unit_start for run in runs if run.fragment == 0]
 
     def pieces(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Yield the same bytes as pieces of units; in order within each piece."""
@@ -110,9 +113,9 @@ def runs_in_order(code: ErasureCoded, size_bytes: int, unit: int) -> list[Run]:
     return _cut(PartCut(code, "whole"), size_bytes, unit)
 
 
-def column_width(code: ErasureCoded) -> int:
-    """Return how many bytes of each fragment are in a column: whole blocks."""
-    return max(COLUMN_BYTES // code.data // BLOCK_BYTES, 1) * BLOCK_BYTES
+def column_width(code: ErasureCoded, read_bytes: int) -> int:
+    """Return how many bytes of each fragment are in a column, so that a read of that length takes one: whole blocks."""
+    return max(read_bytes // code.data // BLOCK_BYTES, 1) * BLOCK_BYTES
 
 
 def _cut(cut: PartCut, size_bytes: int, unit: int) -> list[Run]:
@@ -124,7 +127,7 @@ def _cut(cut: PartCut, size_bytes: int, unit: int) -> list[Run]:
         case "whole":
             return [Run(i, 0, end - start, start, unit, start) for i, (start, end) in enumerate(ranges)]
         case "columns":
-            return _cut_columns(ranges, column_width(cut.code), unit)
+            return _cut_columns(ranges, cut.width, unit)
 
 
 def _cut_columns(ranges: Sequence[tuple[int, int]], width: int, unit: int) -> list[Run]:

@@ -73,8 +73,7 @@ def forecast_push(
     )
     parts = ForeseenParts(plan, base, _hash_parts(context, plan, progress) if exact else {})
     copies = foresee_copies(context, plan, target, parts, shares, allow_soft=options.allow_soft)
-    units = copies.units(parts.sizes)
-    devices = copies.devices_of(units)
+    units, devices = copies.units(parts.sizes)
     rates = known_rates(target.devices, find_rates(context.cache_folder, target.devices))
     choice = choose_copies({unit: units.sizes[unit] for unit in devices}, devices, rates)
     new = [part for part in parts.new if copies.written[part] and not copies.held[part]]
@@ -150,7 +149,7 @@ def _describe_devices(target: PushTarget, copies: ForeseenCopies, choice: CopyCh
     for written in copies.written.values():
         count.update(each.device for each in written)
         for each in written:
-            size[each.device] += each.bytes
+            size[each.device] += each.length
     for facts in sorted(target.devices, key=lambda facts: facts.name):
         key = facts.id
         yield DeviceForecast(facts.name, count[key], size[key], choice.bytes.get(key, 0), choice.seconds.get(key, 0.0))

@@ -6,9 +6,8 @@ that lack a copy, as the catalog does when a push asks it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from tensorkeep.catalog.counting import count_copies
+from tensorkeep.catalog.counting import best_form, count_copies
 from tensorkeep.catalog.placing import Held, plan_staging
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest
 from tensorkeep.catalog.rules import USABLE
@@ -19,7 +18,7 @@ from tensorkeep.planning.units import PartCut, UnitMap
 from tensorkeep.records.digest import DIGEST_BYTES
 from tensorkeep.records.manifest import Extent
 from tensorkeep.records.naming import ObjectKind
-from tensorkeep.records.redundancy import ErasureCoded, fragment_bytes
+from tensorkeep.records.redundancy import fragment_bytes, parse_form
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fragments import code_of, held_part
 from tensorkeep.store.push_plan import Base, PushPlan
@@ -82,46 +81,34 @@ class ForeseenParts:
         return number
 
 
-class Kept(NamedTuple):
-    """Bytes that a device has of a part: a whole copy, or a fragment with its number."""
-
-    device: str
-    bytes: int
-    fragment: int | None
-
-
 @dataclass(frozen=True, slots=True)
 class ForeseenCopies:
-    """What devices have of each part: ``held`` on those that can be read now, ``written`` by the push.
+    """Rows of each part: ``held`` on devices that can be read now, ``written`` by the push.
 
     ``crowded`` are parts that get fewer copies than they owe because devices are full.
     """
 
-    held: Mapping[int, Sequence[Kept]]
-    written: Mapping[int, Sequence[Kept]]
+    held: Mapping[int, Sequence[Location]]
+    written: Mapping[int, Sequence[Location]]
     crowded: Sequence[int]
-    codes: Mapping[int, ErasureCoded]
 
-    def units(self, sizes: Sequence[int]) -> UnitMap:
-        """Return what a load after the push reads the parts as."""
-        cuts = {
-            part: PartCut(code, "fragments")
-            for part, code in self.codes.items()
-            if all(each.fragment is not None for each in (*self.held[part], *self.written[part]))
-        }
-        return UnitMap(sizes, cuts)
-
-    def devices_of(self, units: UnitMap) -> dict[int, list[str]]:
-        """Return the devices that have each unit when it is pushed."""
+    def units(self, sizes: Sequence[int]) -> tuple[UnitMap, dict[int, list[str]]]:
+        """Return what a load after the push reads the parts as, and which devices have each unit."""
+        fragments: dict[int, Sequence[Location]] = {}
         found: dict[int, list[str]] = {}
-        for part in self.held:
+        for part in range(len(sizes)):
             kept = [*self.held[part], *self.written[part]]
-            if part not in units.units:
-                found[part] = [each.device for each in kept if each.fragment is None]
-                continue
+            whole = [row.device for row in kept if row.fragment is None]
+            if whole or not kept:
+                found[part] = whole
+            else:
+                fragments[part] = best_form(kept)
+        cuts = {part: PartCut(parse_form(rows[0].form), "fragments") for part, rows in fragments.items()}
+        units = UnitMap(sizes, cuts)
+        for part, rows in fragments.items():
             for number, unit in enumerate(units.units[part]):
-                found[unit] = [each.device for each in kept if each.fragment == number]
-        return found
+                found[unit] = [row.device for row in rows if row.fragment == number]
+        return units, found
 
 
 def foresee_copies(
@@ -147,7 +134,7 @@ def foresee_copies(
     ]
     candidates = _candidates(plan, target, parts, shares, good, lacking)
     room = {share.id: share.free_bytes for share in shares if share.free_bytes is not None}
-    written: dict[int, list[Kept]] = {part: [] for part in range(len(parts.sizes))}
+    written: dict[int, Sequence[Location]] = dict.fromkeys(range(len(parts.sizes)), ())
     crowded: list[int] = []
     for part in lacking:
         key = keys.get(part, _UNKNOWN)
@@ -160,18 +147,13 @@ def foresee_copies(
             down=target.down,
             allow_soft=allow_soft,
         )
-        written[part] = [Kept(row.device, row.length, row.fragment) for row in staged.new]
-        for each in written[part]:
-            if each.device in room:
-                room[each.device] -= each.bytes
+        written[part] = staged.new
+        for row in staged.new:
+            if row.device in room:
+                room[row.device] -= row.length
         if staged.missing and is_tight:
             crowded.append(part)
-    held = {
-        part: [Kept(row.device, row.length, row.fragment) for row in rows.get(part, ())]
-        for part in range(len(parts.sizes))
-    }
-    codes = {part: code for part, size in enumerate(parts.sizes) if (code := code_of(target.policy, size))}
-    return ForeseenCopies(held, written, crowded, codes)
+    return ForeseenCopies({part: rows.get(part, ()) for part in range(len(parts.sizes))}, written, crowded)
 
 
 def _request(
@@ -214,7 +196,7 @@ def _candidates(
     candidates = {part: placed[number] for part, number in parts.new.items()}
     kept = [part for part in range(len(parts.sizes)) if part not in parts.new]
     if any(part not in parts.new for part in lacking):
-        objects = [held_part(good[part], parts.sizes[part]) for part in kept]
+        objects = [held_part(good[part], parts.sizes[part], code_of(target.policy, parts.sizes[part])) for part in kept]
         healed = place_parts(objects, shares, policy=target.policy, short=True)
         candidates |= dict(zip(kept, healed, strict=True))
     return candidates

@@ -1,9 +1,10 @@
 """Fragments of a part in memory: made for the devices that lack them, and put together again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from typing_extensions import Buffer
 
+from tensorkeep.catalog.counting import best_form
 from tensorkeep.catalog.protocol import Location
 from tensorkeep.codecs.erasure import ErasureCode
 from tensorkeep.devices.protocol import Device
@@ -15,6 +16,7 @@ from tensorkeep.records.redundancy import (
     ErasureCoded,
     Policy,
     filled_fragments,
+    form_name,
     form_of,
     fragment_length,
     fragment_range,
@@ -29,13 +31,14 @@ def code_of(policy: Policy, size_bytes: int) -> ErasureCoded | None:
     return form if isinstance(form, ErasureCoded) else None
 
 
-def held_part(good: Sequence[Location], size_bytes: int) -> PartToPlace:
-    """Return an object of that size with the devices that keep these copies and fragments of it."""
+def held_part(good: Sequence[Location], size_bytes: int, code: ErasureCoded | None) -> PartToPlace:
+    """Return an object of that size with the devices that keep these copies of it, and fragments of that code."""
+    form = None if code is None else form_name(code)
     return PartToPlace(
         size_bytes,
         None,
         frozenset(row.device for row in good if row.fragment is None),
-        fragments={row.fragment: row.device for row in good if row.fragment is not None},
+        fragments={row.fragment: row.device for row in good if row.fragment is not None and row.form == form},
     )
 
 
@@ -93,6 +96,14 @@ def object_bytes(location: Location) -> int:
     return size + footer_length(parse_form(location.form), location.size_bytes, location.fragment)
 
 
+def fragments_of_best_form(locations: Sequence[Location], readable: Container[str]) -> Sequence[Location]:
+    """Return the rows of fragments of one code: of the one that devices which can be read give best."""
+    fragments = [row for row in locations if row.fragment is not None]
+    usable = [row for row in fragments if row.state != "bad" and row.device in readable]
+    best = best_form(usable) or best_form(fragments)
+    return [row for row in fragments if row.form == best[0].form] if best else ()
+
+
 def join_fragments(
     locations: Sequence[Location], devices: Mapping[str, Device], names: Mapping[str, str]
 ) -> tuple[bytes, list[int]]:
@@ -101,7 +112,7 @@ def join_fragments(
     Raises:
         NotEnoughCopies: fewer than it takes can be read; the message says what is wrong with the others.
     """
-    rows = [row for row in locations if row.fragment is not None]
+    rows = fragments_of_best_form(locations, devices)
     if not rows:
         raise NotEnoughCopies("there are no fragments of it")
     code, size = parse_form(rows[0].form), rows[0].size_bytes
@@ -109,7 +120,7 @@ def join_fragments(
     bad: list[int] = []
     reasons: list[str] = []
     for row in sorted(rows, key=lambda row: (row.state == "bad", row.fragment)):
-        if len(known) == code.data or row.fragment is None or row.fragment in known or row.form != rows[0].form:
+        if len(known) == code.data or row.fragment is None or row.fragment in known:
             continue
         device = devices.get(row.device)
         try:

@@ -195,6 +195,10 @@ class ObjectWriter:
         if errors:
             self._patience.wait(self._judge(errors, failures), stop)
             self._beat()
+        if failed:  # what of these objects did arrive must count when they are staged again, or all of them would be written anew
+            lost, _ = self._confirm(self._confirmations.waiting())
+            self._note_lost(lost)
+            self._record()
         return list({id(new): new for new in (objects_of[location.id] for location in failed)}.values())
 
     def _confirm(self, devices: Sequence[str]) -> tuple[list[Location], dict[str, TensorkeepError]]:

@@ -169,7 +169,7 @@ class PushWork:
         codes = {key: self._code(key, good[key] or found.get(key, [])) for key in keys}
         policy = self._target.policy if keys[0].kind is ObjectKind.PART else Replicas(copies)
         placed = place_parts(
-            [held_part(good[key], _size(good[key])) for key in keys], shares, policy=policy, short=True
+            [held_part(good[key], _size(good[key]), codes[key]) for key in keys], shares, policy=policy, short=True
         )
         for key, candidates in zip(keys, placed, strict=True):
             if have[key] < max(copies, min(owed.get(key, 0), len(shares))):

@@ -25,6 +25,7 @@ from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reports import PrefetchReport, ProgressCallback
 from tensorkeep.store.structure import part_table
 from tensorkeep.transfer.boxes import Box
+from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
 from tensorkeep.transfer.mapped_tensors import MappedTensors, map_tensors, pieces_of
 from tensorkeep.transfer.reader import plan_boxes, read_boxes, read_parts
 from tensorkeep.transfer.report import LoadPlan, LoadReport, Verify, add_reports
@@ -192,7 +193,10 @@ class VersionReader:
         return self._with_units(with_cached(table, cache))
 
     def _with_units(self, table: PartTable) -> PartTable:
-        return with_units(table, verify=self.verify, clock=self._context.runtime.clock)
+        runtime = self._context.runtime
+        readers = readers_per_device(len(table.devices) + 1, runtime.workers.cpu_count())
+        longest = longest_read_bytes(self._memory_limit_bytes, len(table.devices) + 1, readers)
+        return with_units(table, verify=self.verify, clock=runtime.clock, read_bytes=longest)
 
     def _fill(
         self,

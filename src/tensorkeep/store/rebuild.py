@@ -23,7 +23,7 @@ from tensorkeep.errors import (
 )
 from tensorkeep.records.checks import decode_checks
 from tensorkeep.records.device import DeviceFacts
-from tensorkeep.records.fragment import footer_length
+from tensorkeep.records.fragment import LONGEST_FOOTER_BYTES, decode_footer, footer_length
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
 from tensorkeep.records.manifest import decode_manifest
@@ -182,11 +182,7 @@ def _make_image(found: FoundDevices, journal: FoundJournal) -> CatalogImage:
         entries=list(journal.rows),
         flushed=journal.flushed,
         objects=objects,
-        locations=[
-            _judge(location, sizes)
-            for location in locations
-            if location.key in sizes or _fits_others(found, location, copies[location.key])
-        ],
+        locations=[row for location in locations if (row := _enter(found, location, copies, sizes)) is not None],
         manifests=manifests,
     )
 
@@ -214,10 +210,38 @@ def _list_device(device_id: str, device: Device) -> list[Location]:
     return rows
 
 
+def _enter(
+    found: FoundDevices, location: Location, copies: dict[ObjectKey, list[Location]], sizes: dict[ObjectKey, int]
+) -> Location | None:
+    """Return the row of an object that was found, None for one that must not be used."""
+    if location.key in sizes:
+        return _judge(location, sizes)
+    if location.fragment is not None:
+        return _enter_loose_fragment(found, location, location.fragment)
+    return location if _fits_others(found, location, copies[location.key]) else None
+
+
+def _enter_loose_fragment(found: FoundDevices, location: Location, number: int) -> Location | None:
+    """Return the row of a fragment of a part that no version needs; how large that is only its footer says."""
+    tail = bytearray(min(location.length, LONGEST_FOOTER_BYTES))
+    try:
+        device = found.devices[location.device][0]
+        device.read_into(location.name, location.length - len(tail), [memoryview(tail)])
+        footer = decode_footer(bytes(tail), what=location.name)
+    except TensorkeepError as error:
+        found.missing.append(
+            f"what {location.name} is, which no version needs and which is left where it is: {error.message}"
+        )
+        return None
+    if (footer.part, footer.index) != (location.key.digest.hex(), number) or footer.policy != parse_form(location.form):
+        found.missing.append(f"what {location.name} is, whose footer is another's: it is left where it is")
+        return None
+    row = _judge_fragment(location, number, footer.size_bytes)
+    return msgspec.structs.replace(row, state="stored" if row.state == "live" else "bad")
+
+
 def _fits_others(found: FoundDevices, location: Location, copies: Sequence[Location]) -> bool:
     """Return whether a copy of an object that no version refers to may be used: where copies differ in size, one is torn."""
-    if location.fragment is not None:
-        return False  # its part's size is known by its version only: what no version needs is left where it is
     if len({copy.length for copy in copies if copy.fragment is None}) == 1:
         return True
     if _read_good(found, {location.key: [location]}, location.key) is not None:
@@ -282,7 +306,7 @@ def _objects_of(
         key = ObjectKey(ObjectKind.PART, digest)
         objects.append((key, size))
         judged = [_judge(location, {key: size}) for location in copies.get(key, ())]
-        if not judged or (judged[0].fragment is not None and not count_copies(judged)):
+        if not count_copies(row for row in judged if row.state != "bad"):
             found.missing.append(f"part {digest.hex()} of version {version.id}")
     return objects
 

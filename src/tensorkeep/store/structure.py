@@ -1,6 +1,6 @@
 """Opening a version: its manifest and checks, from the catalog or from any good copy on a device, verified either way."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from tensorkeep.catalog.protocol import Location, ObjectKey
@@ -16,7 +16,7 @@ from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import parse_form
 from tensorkeep.runtime import collection_paused
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.fragments import join_fragments
+from tensorkeep.store.fragments import fragments_of_best_form, join_fragments
 from tensorkeep.store.learned_rates import find_rates
 from tensorkeep.transfer.report import Damage
 from tensorkeep.transfer.sources import SUSPECT, FragmentSet, PartSource, PartTable
@@ -131,12 +131,13 @@ def part_table(
     """Return where the copies of some parts are, good ones first, and the devices that can be read now."""
     keys = {part: ObjectKey(ObjectKind.PART, checks.digest(part)) for part in sorted(set(parts))}
     devices, found = context.catalog.survey(list(dict.fromkeys(keys.values())))
+    readable = context.fleet.readable(devices)
     return PartTable(
         sizes=manifest.parts,
         checks=checks,
         sources={part: _sources(found.get(key, [])) for part, key in keys.items()},
-        fragments={part: each for part, key in keys.items() if (each := find_fragments(found.get(key, [])))},
-        devices=context.fleet.readable(devices),
+        fragments={part: each for part, key in keys.items() if (each := find_fragments(found.get(key, []), readable))},
+        devices=readable,
         names={facts.id: facts.name for facts in devices},
         rates=known_rates(devices, find_rates(context.cache_folder, devices)),
         confirm_checks=confirm_checks,
@@ -166,15 +167,11 @@ def _sources(locations: Sequence[Location]) -> list[PartSource]:
     return [_source_of(location) for location in locations if location.form == "raw"]
 
 
-def find_fragments(locations: Sequence[Location]) -> FragmentSet | None:
-    """Return the fragments among the rows of a part; of several codes those of the one with the most usable rows."""
-    forms: dict[str, list[Location]] = {}
-    for location in locations:
-        if location.fragment is not None:
-            forms.setdefault(location.form, []).append(location)
-    if not forms:
+def find_fragments(locations: Sequence[Location], readable: Container[str]) -> FragmentSet | None:
+    """Return the fragments among the rows of a part; of several codes those of the one that devices which can be read give best."""
+    rows = fragments_of_best_form(locations, readable)
+    if not rows:
         return None
-    rows = max(forms.values(), key=lambda rows: sum(row.state != "bad" for row in rows))
     code = parse_form(rows[0].form)
     copies: dict[int, list[PartSource]] = {}
     for row in sorted(rows, key=lambda row: row.state == "bad"):

@@ -205,3 +205,27 @@ class FragmentRules(CatalogFixtures):
         assert len(answer.staged) == 6
         commit = self.commit_request(scene, session)
         assert scene.needs(commit) == (PART,)
+
+    def test_a_device_gets_no_other_number_than_it_ever_had(self, scene: Scene) -> None:
+        devices = [scene.add_device(name) for name in "abcdefgh"]
+        session = scene.begin()
+        rows = self.store(scene, session, candidates=[facts.id for facts in devices[:6]])
+        scene.commit(self.commit_request(scene, session))
+        scene.catalog.record_checked(good=(), bad=[rows[0].id])
+        scene.lose_device(devices[1])
+        other = [devices[i].id for i in (7, 0, 2, 3, 4, 5, 6)]
+        answer = self.stage(scene, scene.begin(), candidates=other)
+        assert [(row.fragment, row.device) for row in answer.staged] == [(0, devices[0].id), (1, devices[7].id)]
+        again = self.stage(scene, scene.begin(), candidates=[devices[i].id for i in (6, 7, 0, 2, 3, 4, 5)])
+        assert [(row.fragment, row.device) for row in again.staged] == [(0, devices[0].id), (1, devices[7].id)]
+
+    def test_what_two_lost_devices_had_is_staged_on_others(self, scene: Scene) -> None:
+        devices = [scene.add_device(name) for name in "abcdef"]
+        code = ErasureCoded(2, 1)
+        session = scene.begin()
+        self.store(scene, session, code=code, copies=2, candidates=[devices[0].id, devices[1].id, devices[2].id])
+        scene.lose_device(devices[0])
+        scene.lose_device(devices[1])
+        answer = self.stage(scene, session, code=code, copies=2)
+        assert [row.fragment for row in answer.staged] == [0, 1]
+        assert answer.missing == 0

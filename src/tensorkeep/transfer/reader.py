@@ -336,6 +336,7 @@ class _Load:
             align=1 if self._verify == "off" else BLOCK_BYTES,
             whole_parts=self._verify == "digest",
             keep_whole=keep_whole,
+            columns=self._parts.units.columns if self._parts.units is not None else None,
         )
 
     def foresee(self, reads: Sequence[PartRead]) -> LoadPlan:

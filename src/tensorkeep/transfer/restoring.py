@@ -6,8 +6,9 @@ reads the same range of other fragments, verifies it block by block, and puts th
 or away is handled by the rules that hold for all copies.
 """
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,54 +18,57 @@ from tensorkeep.codecs.erasure import ErasureCode
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import ReadableDevice, ThrottlingDevice
 from tensorkeep.errors import Integrity, NotEnoughCopies, NotFound, TensorkeepError
-from tensorkeep.planning.units import Order, PartCut, Run, UnitMap, runs_in_order
+from tensorkeep.planning.units import Order, PartCut, Run, UnitMap, column_width, runs_in_order
 from tensorkeep.records.checks import BlockChecks
 from tensorkeep.records.fragment import decode_footer, footer_length
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
 from tensorkeep.records.redundancy import filled_fragments, fragment_length, fragment_range
 from tensorkeep.runtime import Clock
 from tensorkeep.transfer.image import PartImage, ScratchPool
+from tensorkeep.transfer.job import WINDOW_BYTES
 from tensorkeep.transfer.report import Damage, DamageKind, DeviceLoad, Verify
 from tensorkeep.transfer.sources import RESERVE, RESTORER, SUSPECT, FragmentSet, PartSource, PartTable
 from tensorkeep.transfer.verification import Judge, block_checks_of
 
-_STEP_BYTES = 2 * MIB
-"""Of each fragment at once, where something must be restored."""
-
 _GIVE_UP_AFTER = 3
 """Failures to answer after which a device's fragments are tried last."""
+
+_numbers = itertools.count()
 
 _FIRST_LOCATION = -(1 << 40)
 """Rows of the catalog count from 1, those of the node's cache down from -1."""
 
 
-def with_units(table: PartTable, *, verify: Verify, clock: Clock) -> PartTable:
+def with_units(table: PartTable, *, verify: Verify, clock: Clock, read_bytes: int = WINDOW_BYTES) -> PartTable:
     """Return the table with a unit, or several, for each part in fragments; the same table where there is none, or it has them.
 
     A part of which a whole copy can be read stays one unit, and is restored only where all of these fail.
+
+    Args:
+        table: the parts.
+        verify: as the load verifies.
+        clock: for the report.
+        read_bytes: the longest read of the load: columns are as long.
     """
     if not table.fragments or table.units is not None:
         return table
     cuts = {
-        part: PartCut(found.code, _order(table, part, found, verify))
+        part: PartCut(found.code, order, column_width(found.code, read_bytes))
         for part, found in table.fragments.items()
-        if not _can_read(table, table.sources.get(part, ()))
+        if (order := _order(table, part, found, verify)) is not None
     }
     units = UnitMap(table.sizes, cuts)
     restorer = _open_restorer(table, verify=verify, clock=clock)
     sources = dict(table.sources)
     for part, found in table.fragments.items():
+        whole = table.sources.get(part, ())
         if part not in cuts:
             name = restorer.add(_Target(part, runs_in_order(found.code, table.sizes[part], part)))
-            sources[part] = [*table.sources[part], _restored(part, name, table.sizes[part])]
+            if _suffices(table, part, found):
+                sources[part] = [*whole, _restored(part, name, table.sizes[part])]
             continue
         for number, unit in enumerate(units.units[part]):
-            copies: Sequence[PartSource] = ()
-            if cuts[part].order == "fragments":
-                copies = found.copies[number]
-            runs = units.runs_of_unit(unit)
-            name = restorer.add(_Target(part, runs, lost=number if copies else None))
-            sources[unit] = [*copies, _restored(unit, name, units.sizes[unit])]
+            sources[unit] = _unit_sources(table, units, restorer, part, number, unit, cuts[part])
     return replace(
         table,
         sizes=units.sizes,
@@ -80,11 +84,46 @@ def with_units(table: PartTable, *, verify: Verify, clock: Clock) -> PartTable:
     )
 
 
-def _order(table: PartTable, part: int, found: FragmentSet, verify: Verify) -> Order:
+def _unit_sources(
+    table: PartTable, units: UnitMap, restorer: "Restorer", part: int, number: int, unit: int, cut: PartCut
+) -> list[PartSource]:
+    """Return what a unit can be read from: copies of its fragment, then what restores it, then whole copies that were found bad."""
+    found, whole = table.fragments[part], table.sources.get(part, ())
+    runs, size = units.runs_of_unit(unit), units.sizes[unit]
+    if cut.order == "columns":
+        return [_restored(unit, restorer.add(_Target(part, runs)), size)]
+    start = runs[0].part_start
+    last = [replace(each, offset=each.offset + start, length=size) for each in whole]
+    if cut.order == "whole":
+        return [_restored(unit, restorer.add(_Target(part, runs)), size), *last]
+    copies = found.copies[number]
+    if not _suffices(table, part, found, without=number):
+        return [*copies, *last]
+    return [*copies, _restored(unit, restorer.add(_Target(part, runs, lost=number)), size), *last]
+
+
+def _order(table: PartTable, part: int, found: FragmentSet, verify: Verify) -> Order | None:
+    """Return how a part is read; None: as it is, since a good whole copy can be read, or only a bad one, and too few fragments."""
+    whole = table.sources.get(part, ())
+    can_read_whole = any(each.device in table.devices for each in whole)
+    if _can_read(table, whole) or (can_read_whole and not _suffices(table, part, found)):
+        return None
     if verify == "digest":
         return "whole"
     filled = range(filled_fragments(found.code, table.sizes[part]))
-    return "fragments" if all(_can_read(table, found.copies.get(i, ())) for i in filled) else "columns"
+    if all(_can_read(table, found.copies.get(i, ())) for i in filled):
+        return "fragments"
+    return "whole" if can_read_whole else "columns"
+
+
+def _suffices(table: PartTable, part: int, found: FragmentSet, without: int | None = None) -> bool:
+    """Return whether as many fragments are on devices that can be read as it takes to restore the part."""
+    there = [
+        number
+        for number, copies in found.copies.items()
+        if number != without and any(each.device in table.devices for each in copies)
+    ]
+    return len(there) >= filled_fragments(found.code, table.sizes[part])
 
 
 def _can_read(table: PartTable, copies: Sequence[PartSource]) -> bool:
@@ -152,9 +191,10 @@ class Restorer:
         clock: for the report.
     """
 
-    url = "restored:"
-
     def __init__(self, table: PartTable, *, verify: Verify, clock: Clock) -> None:
+        self.url = (
+            f"restored:{next(_numbers)}"  # what is noted of a URL, as that a read of it hangs, is of this load alone
+        )
         self._table = table
         self._verify = verify
         self._clock = clock
@@ -164,7 +204,8 @@ class Restorer:
         self._codes = {found.code: ErasureCode(found.code) for found in table.fragments.values()}
         self._lock = threading.Lock()
         self._parity_checks: dict[int, npt.NDArray[np.uint64]] = {}
-        self._problems: dict[int, _Problem] = {}  # by location; of those that failed for good
+        self._problems: dict[int, _Problem] = {}  # by location: the first one of each
+        self._gone: set[int] = set()  # locations that give nothing in this load
         self._failures: dict[str, int] = {}
         self._damaged: dict[tuple[str, int], Damage] = {}
         self._given: dict[str, _Given] = {}
@@ -219,15 +260,19 @@ class Restorer:
         lost = {number: views for number, views in wanted.items() if number not in there}
         if not lost:
             return
-        for start in range(low, high, _STEP_BYTES):
-            end = min(start + _STEP_BYTES, high)
-            self._restore(
-                target,
-                start,
-                end,
-                {number: _cut(views, start - low, end - low) for number, views in there.items()},
-                {number: _cut(views, start - low, end - low) for number, views in lost.items()},
-            )
+        width = column_width(self._table.fragments[target.part].code, WINDOW_BYTES)
+        for start in range(low, high, width):
+            end = min(start + width, high)
+            some = _cut_all(there, start - low, end - low), _cut_all(lost, start - low, end - low)
+            if self._restore(target, start, end, *some):
+                continue
+            for first in range(
+                start, end, BLOCK_BYTES
+            ):  # not all blocks of all fragments are good: perhaps enough of each are
+                last = min(first + BLOCK_BYTES, end)
+                block = [_cut_all(each, first - start, last - start) for each in some]
+                if not self._restore(target, first, last, *block):
+                    raise self._too_few(target.part)
 
     def _restore(
         self,
@@ -236,22 +281,23 @@ class Restorer:
         end: int,
         there: Mapping[int, list[memoryview]],
         lost: Mapping[int, list[memoryview]],
-    ) -> None:
-        """Restore bytes ``[start, end)`` of the lost fragments from those that are there, and as many others as it takes."""
+    ) -> bool:
+        """Restore bytes ``[start, end)`` of the lost fragments from those that are there, and as many others as it takes.
+
+        Returns:
+            Whether there were enough.
+        """
         code = self._table.fragments[target.part].code
         buffers: list[memoryview] = []
         try:
             known = {number: self._contiguous(views, buffers) for number, views in there.items()}
-            end = -(-end // BLOCK_BYTES) * BLOCK_BYTES  # the others are verified too, so their last block is read whole
-            for number in self._others(target, {*there, *lost}):
-                if len(known) == code.data:
-                    break
-                size = self._length(target.part, number, start, end)
-                view = self._take(size, buffers)
-                if not size or self._read(target.part, number, start, [view]):
-                    known[number] = view
+            self._find_others(target, start, end, known, {*there, *lost}, code.data, buffers)
+            lost = dict(lost)
+            for number in [number for number in lost if number != target.lost]:  # what is suspect may be good here
+                if len(known) < code.data and self._read(target.part, number, start, lost[number], suspect=True):
+                    known[number] = self._contiguous(lost.pop(number), buffers)
             if len(known) < code.data:
-                raise self._too_few(target.part)
+                return False
             wanted = {number: self._room(views, buffers) for number, views in lost.items()}
             self._codes[code].restore(known, wanted)
             for number, views in lost.items():
@@ -260,20 +306,37 @@ class Restorer:
         finally:
             for buffer in buffers:
                 self._scratch.give(buffer)
+        return True
 
-    def _others(self, target: _Target, numbers: set[int]) -> Iterator[int]:
-        """Yield the numbers of other fragments, those first that are likely to be read soon."""
-        found = self._table.fragments[target.part]
-        others = [number for number in range(found.code.slots) if number not in numbers]
+    def _find_others(
+        self,
+        target: _Target,
+        start: int,
+        end: int,
+        known: dict[int, memoryview],
+        numbers: set[int],
+        enough: int,
+        buffers: list[memoryview],
+    ) -> None:
+        """Add other fragments than ``numbers`` to those that are known until there are enough, suspect ones last."""
+        end = -(-end // BLOCK_BYTES) * BLOCK_BYTES  # they are verified too, so their last block is read whole
+        code = self._table.fragments[target.part].code
+        for suspect in (False, True):
+            for number in range(code.slots):
+                if len(known) >= enough:
+                    return
+                if number in numbers or number in known:
+                    continue
+                size = self._length(target.part, number, start, end)
+                if size and not suspect and self._is_away(target.part, number):
+                    continue
+                view = self._take(size, buffers)
+                if not size or self._read(target.part, number, start, [view], suspect=suspect):
+                    known[number] = view
 
-        def order(number: int) -> tuple[bool, int, int]:
-            copies = [each for each in found.copies.get(number, ()) if each.device in self._table.devices]
-            with self._lock:
-                failures = min((self._failures.get(each.device, 0) for each in copies), default=0)
-            is_away = not copies and bool(self._length(target.part, number, 0, BLOCK_BYTES))
-            return is_away, failures // _GIVE_UP_AFTER, min((each.rank for each in copies), default=0)
-
-        yield from sorted(others, key=order)
+    def _is_away(self, part: int, number: int) -> bool:
+        copies = self._table.fragments[part].copies.get(number, ())
+        return not any(each.device in self._table.devices for each in copies)
 
     def _length(self, part: int, number: int, start: int, end: int) -> int:
         """Return how many bytes a fragment has of ``[start, end)``: the last ones of the data may be shorter, or empty."""
@@ -300,17 +363,22 @@ class Restorer:
         buffers.append(buffer)
         return buffer[:size]
 
-    def _read(self, part: int, number: int, start: int, views: list[memoryview]) -> bool:
-        """Return whether a copy of a fragment gave its bytes from ``start``, verified."""
+    def _read(self, part: int, number: int, start: int, views: list[memoryview], *, suspect: bool = False) -> bool:
+        """Return whether a copy of a fragment gave its bytes from ``start``, verified; suspect ones are asked only where told."""
         for copy in self._table.fragments[part].copies.get(number, ()):
             with self._lock:
-                if copy.location in self._problems:
+                if copy.location in self._gone or (not suspect and self._is_suspect(copy)):
                     continue
             problem = self._read_copy(part, number, copy, start, views)
             if problem is None:
                 return True
             self._note(part, copy, problem)
         return False
+
+    def _is_suspect(self, copy: PartSource) -> bool:
+        """Return whether a copy was found bad, in this load or before, or its device fails to answer; the lock is held."""
+        failures = self._failures.get(copy.device, 0)
+        return copy.rank >= SUSPECT or copy.location in self._problems or failures >= _GIVE_UP_AFTER
 
     def _read_copy(
         self, part: int, number: int, copy: PartSource, start: int, views: list[memoryview]
@@ -385,8 +453,10 @@ class Restorer:
         with self._lock:
             if problem.kind == "unreachable":
                 self._failures[copy.device] = self._failures.get(copy.device, 0) + 1
-            if problem.kind != "unreachable" or copy.device not in self._table.devices:
-                self._problems[copy.location] = problem
+            if problem.kind == "missing" or copy.device not in self._table.devices:
+                self._gone.add(copy.location)
+            if problem.kind != "unreachable" or copy.location in self._gone:
+                self._problems.setdefault(copy.location, problem)
             key = (copy.device, 0 if problem.kind == "unreachable" else copy.location)
             name = self._table.device_name(copy.device)
             damage = Damage(copy.location, part, copy.device, name, problem.reason, problem.kind, problem.confirmed)
@@ -456,6 +526,10 @@ def _cut(views: Sequence[memoryview], low: int, high: int) -> list[memoryview]:
     """Return bytes ``[low, high)`` of views that lie one after the other; fewer where they end before."""
     total = sum(map(len, views))
     return _image_at(0, views).views(min(low, total), min(high, total))
+
+
+def _cut_all(wanted: Mapping[int, Sequence[memoryview]], low: int, high: int) -> dict[int, list[memoryview]]:
+    return {number: _cut(views, low, high) for number, views in wanted.items()}
 
 
 def _scatter(data: memoryview, views: Sequence[memoryview]) -> None:

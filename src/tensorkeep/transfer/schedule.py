@@ -23,7 +23,7 @@ from tensorkeep.transfer.lateness import HANGS_S, LOOK_EVERY_S, is_late, is_wort
 from tensorkeep.transfer.left_reads import has_left_reads, note_left
 from tensorkeep.transfer.reader_count import HIGHEST, ReaderCount, remember_readers, remembered_readers
 from tensorkeep.transfer.report import Damage
-from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
+from tensorkeep.transfer.sources import RESTORER, SUSPECT, PartSource, PartTable
 
 LEAVE_AFTER_S = 1.0
 """How long a load that has failed waits for reads that hang."""
@@ -294,7 +294,9 @@ class Scheduler:
         self.damaged.setdefault((source.location, failure.kind), damage)
         if failure.kind == "missing":
             self._missing.setdefault(source.location, failure)
-        if failure.kind == "unreachable":
+        if (
+            failure.kind == "unreachable" and source.device != RESTORER
+        ):  # which says something of one part, not of a device
             self.queues[source.device].failures += 1
 
     def _prepare(self, job: ReadJob) -> None:

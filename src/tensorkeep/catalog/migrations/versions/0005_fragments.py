@@ -6,7 +6,7 @@ from alembic import op
 revision = "0005"
 down_revision = "0004"
 
-_FRAGMENTS = sa.text("needed > 1")
+_FRAGMENTS = sa.text("fragment IS NOT NULL")
 
 
 def upgrade() -> None:
