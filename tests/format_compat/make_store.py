@@ -1,18 +1,17 @@
-"""Makes the stored stores of layout v1 that must load for ever. It was run once; a stored store is never made again.
+"""Makes the stored stores of layout v1 that must load for ever. Each was made once; a stored store is never made again.
 
     python tests/format_compat/make_store.py
 
 Everything comes from seeds. ``layout-v1`` is a store as it lies on its two devices: two models, three versions, a removed one,
 tags and branches, every kind of dtype, a journal that begins with a snapshot; beside the devices its catalog of schema 0001.
 ``layout-v1-blocks.tar.zst`` is one with parts of many blocks, tensors cut in several parts, and a pack for each layer; its
-bytes repeat, so that it is small when compressed. ``expected.json`` says what must come out of both. The device URLs that
-they hold are paths of a machine that is gone.
+bytes repeat, so that it is small when compressed. ``layout-v1-fragments.tar.zst`` is the same with ``ec=2+1`` on three devices.
+``expected.json`` says what must come out of them. The device URLs that they hold are paths of a machine that is gone.
 """
 
 import io
 import json
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +22,33 @@ import zstandard
 from blake3 import blake3
 from safetensors.numpy import save
 
-from tensorkeep.records.redundancy import Replicas
+from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas
 from tensorkeep.runtime import InlineWorkers, ManualClock, Runtime, SeededRandomness
 from tensorkeep.store.opening import open_store
 from tensorkeep.store.store import Store
 
 HERE = Path(__file__).resolve().parent
 WORK = Path("/var/tmp/tensorkeep-layout-v1")
-DEVICES = ("first", "second")
+DEVICES = ("first", "second", "third")
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int16", "uint8", "bool", "float8_e4m3fn", "complex64")
 
 Files = dict[str, bytes]
+
+
+class Kind(NamedTuple):
+    """How a stored store is made: ``seed`` of its ulids, ``blocks`` or something of everything, policy, number of devices."""
+
+    seed: int
+    blocks: bool
+    policy: Policy
+    devices: int
+
+
+KINDS = {
+    "layout-v1": Kind(1, False, Replicas(2), 2),
+    "layout-v1-blocks": Kind(2, True, Replicas(2), 2),
+    "layout-v1-fragments": Kind(3, True, ErasureCoded(2, 1), 3),
+}
 
 
 class Made(NamedTuple):
@@ -125,17 +140,17 @@ def write_files(folder: Path, files: Files) -> None:
         (folder / path).write_bytes(data)
 
 
-def make_store(folder: Path, *, blocks: bool) -> dict[str, Any]:
+def make_store(folder: Path, kind: Kind) -> dict[str, Any]:
     """Make a store under a folder, and return what must come out of it."""
     clock = ManualClock()
-    runtime = Runtime(clock=clock, randomness=SeededRandomness(1 + blocks), workers=InlineWorkers())
+    runtime = Runtime(clock=clock, randomness=SeededRandomness(kind.seed), workers=InlineWorkers())
     context = open_store(
-        folder / "store", runtime=runtime, cache_root=None, user="ada", policy=Replicas(2), snapshot_every=8
+        folder / "store", runtime=runtime, cache_root=None, user="ada", policy=kind.policy, snapshot_every=8
     )
     with Store(context) as store:
-        for name in DEVICES:
+        for name in DEVICES[: kind.devices]:
             store.devices.add(name, str(folder / name), bandwidth=1 << 30, zone=f"rack-{name}")
-        made = (make_blocks if blocks else make_small)(folder, store, clock)
+        made = (make_blocks if kind.blocks else make_small)(folder, store, clock)
         assert store.verify().ok
         return {
             "store": context.catalog.info().store,
@@ -196,24 +211,23 @@ def pack(folder: Path) -> bytes:
 
 
 def main() -> None:
-    """Make both, once."""
-    out = HERE / "layout-v1"
-    if out.exists():
-        sys.exit(f"{out} is there: a stored store is never made again. Add a new one for a new layout")
-    expected = {}
-    for name, blocks in (("layout-v1", False), ("layout-v1-blocks", True)):
+    """Make those that are not there yet."""
+    expected = json.loads((HERE / "expected.json").read_text("utf-8")) if (HERE / "expected.json").exists() else {}
+    for name, kind in KINDS.items():
+        if name in expected:
+            continue  # never again
         shutil.rmtree(WORK, ignore_errors=True)
         WORK.mkdir(parents=True)
-        expected[name] = make_store(WORK, blocks=blocks)
-        if blocks:
+        expected[name] = make_store(WORK, kind)
+        if kind.blocks:
             copy_devices(WORK, WORK / "copy")
             (HERE / f"{name}.tar.zst").write_bytes(pack(WORK / "copy"))
         else:
-            copy_devices(WORK, out)
+            copy_devices(WORK, HERE / name)
             catalog = (WORK / "store" / "catalog.sqlite").read_bytes()
-            (out / "catalog-0001.sqlite.zst").write_bytes(zstandard.compress(catalog, 19))
+            (HERE / name / "catalog-0001.sqlite.zst").write_bytes(zstandard.compress(catalog, 19))
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    shutil.rmtree(WORK)
+    shutil.rmtree(WORK, ignore_errors=True)
 
 
 if __name__ == "__main__":
