@@ -266,9 +266,8 @@ class Restorer:
             some = _cut_all(there, start - low, end - low), _cut_all(lost, start - low, end - low)
             if self._restore(target, start, end, *some):
                 continue
-            for first in range(
-                start, end, BLOCK_BYTES
-            ):  # not all blocks of all fragments are good: perhaps enough of each are
+            # Not all blocks of all fragments are good: perhaps enough of each are.
+            for first in range(start, end, BLOCK_BYTES):
                 last = min(first + BLOCK_BYTES, end)
                 block = [_cut_all(each, first - start, last - start) for each in some]
                 if not self._restore(target, first, last, *block):
