@@ -23,6 +23,7 @@ from tensorkeep.records.redundancy import (
     form_name,
     form_of,
     fragment_length,
+    stored_fragments,
 )
 from tensorkeep.runtime import InlineWorkers, Runtime
 from tensorkeep.store.fragments import make_fragments
@@ -82,7 +83,7 @@ def make_coded(code: ErasureCoded, sizes: Sequence[int], seed: int = 0) -> Coded
     for part, data in enumerate(parts):
         assert form_of(code, len(data)) == code
         filled = filled_fragments(code, len(data))
-        numbers = [*range(filled), *range(code.data, code.slots)]
+        numbers = stored_fragments(code, len(data))
         found = [
             Location(
                 id=100 * part + number + 1,

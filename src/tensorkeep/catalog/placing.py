@@ -11,7 +11,7 @@ from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Stag
 from tensorkeep.errors import NotFound
 from tensorkeep.planning.slots import pick_devices
 from tensorkeep.records.device import DeviceFacts
-from tensorkeep.records.redundancy import filled_fragments, form_name, fragment_length
+from tensorkeep.records.redundancy import filled_fragments, form_name, fragment_length, stored_fragments
 
 
 class Held(NamedTuple):
@@ -113,7 +113,7 @@ def _plan_one(
             again.append(location)
     again = [each for each in again if (each.device, each.form, each.fragment) not in existing]
     kept = [*existing.values(), *again]
-    copies = count_copies(kept)
+    before = copies = count_copies(kept)
     new: list[Location] = []
     if copies < owed:
         offer = _offer_fragments if request.code else _offer_copies
@@ -123,7 +123,7 @@ def _plan_one(
             copies = count_copies([*kept, *new])
             if copies >= owed:
                 break
-        if copies == count_copies(kept):
+        if copies == before:
             new = []  # too few fragments give nothing
     return StagingPlan(request, tuple(existing.values()), tuple(again), tuple(new), max(0, owed - copies))
 
@@ -133,7 +133,7 @@ def _fragment_numbers(request: ObjectRequest) -> Sequence[int | None]:
     code = request.code
     if code is None:
         return (None,)
-    return (*range(filled_fragments(code, request.size_bytes)), *range(code.data, code.slots))
+    return stored_fragments(code, request.size_bytes)
 
 
 def _offer_copies(
@@ -146,9 +146,8 @@ def _offer_copies(
     """Yield rows for new whole copies, the best first; those beside a fragment last, which hardly make the object safer."""
     name = rules.staged_name(request)
     taken = {location.device for location in kept if location.fragment is None}
-    closed = taken | {
-        each.device for each in known if each.name == name
-    }  # a name is never used twice, whatever became of it
+    # A name is never used twice, whatever became of it.
+    closed = taken | {each.device for each in known if each.name == name}
     beside = {location.device for location in kept} - taken
     for late in (False, True):
         free = [(device, zones[device]) for device in candidates if (device in beside) is late]

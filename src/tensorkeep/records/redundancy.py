@@ -105,6 +105,11 @@ def filled_fragments(policy: ErasureCoded, size_bytes: int) -> int:
     return -(-size_bytes // fragment_bytes(size_bytes, policy.data))
 
 
+def stored_fragments(policy: ErasureCoded, size_bytes: int) -> tuple[int, ...]:
+    """Return the numbers of the fragments of a part that devices keep: data that is not empty, then parity."""
+    return (*range(filled_fragments(policy, size_bytes)), *range(policy.data, policy.slots))
+
+
 def form_name(policy: ErasureCoded) -> str:
     """Return what the catalog calls the form of fragments of this policy: ``ec-k-m``."""
     return f"ec-{policy.data}-{policy.parity}"

@@ -22,7 +22,7 @@ from tensorkeep.planning.units import Order, PartCut, Run, UnitMap, column_width
 from tensorkeep.records.checks import BlockChecks
 from tensorkeep.records.fragment import decode_footer, footer_length
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
-from tensorkeep.records.redundancy import filled_fragments, fragment_length, fragment_range
+from tensorkeep.records.redundancy import filled_fragments, fragment_length, fragment_range, stored_fragments
 from tensorkeep.runtime import Clock
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import WINDOW_BYTES
@@ -464,8 +464,7 @@ class Restorer:
     def _too_few(self, part: int) -> TensorkeepError:
         found = self._table.fragments[part]
         reasons, corrupt = [], False
-        filled = filled_fragments(found.code, self._table.sizes[part])
-        numbers = [*range(filled), *range(found.code.data, found.code.slots)]
+        numbers = stored_fragments(found.code, self._table.sizes[part])
         absent = [number for number in numbers if not found.copies.get(number)]
         with self._lock:
             for number, copies in sorted(found.copies.items()):
