@@ -70,8 +70,8 @@ LOADERS = (
 )
 
 
-def load_tables(options: Options) -> list[Table]:
-    """Return the tables ``load/warm`` and ``load/cold``."""
+def load_tables(options: Options, *, cold_rounds: int | None = None) -> list[Table]:
+    """Return the tables ``load/warm`` and ``load/cold``, this one with other rounds where they are given."""
     source = get_model(options.model)
     expected = expected_checksum(source)
     with new_store("load") as store:
@@ -89,8 +89,11 @@ def load_tables(options: Options) -> list[Table]:
         plays += [(others[loader], folder, {"folder": folder}) for loader, folder in folders.items()]
         _warm_up(plays, expected, failures)
         tables = [
-            _measure(cache, make, plays, source, expected, options.rounds, dict(failures))
-            for cache, make in (("warm", make_warm), ("cold", make_cold))
+            _measure(cache, make, plays, source, expected, rounds, dict(failures))
+            for cache, make, rounds in (
+                ("warm", make_warm, options.rounds),
+                ("cold", make_cold, cold_rounds or options.rounds),
+            )
         ]
     for name in ("load", *(f"as-{loader.actions}" for loader in LOADERS)):
         remove(name)
