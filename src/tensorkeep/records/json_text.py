@@ -40,7 +40,8 @@ def decode_canonical(data: bytes, into: type[T], *, what: str) -> T:
 
 def format_time(moment: datetime) -> str:
     """Return a moment as ``2026-01-31T23:59:59.000000Z``, always UTC and six digits."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime: it writes the year 26 with two digits.
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse_time(text: str) -> datetime:

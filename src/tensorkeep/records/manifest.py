@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import zstandard
 
-from tensorkeep.errors import Format
+from tensorkeep.errors import Format, InvalidInput
 from tensorkeep.records.json_text import decode_canonical, encode_canonical
 from tensorkeep.records.layout import PART_LIMIT_BYTES
 from tensorkeep.records.paths import check_paths
@@ -19,6 +19,13 @@ from tensorkeep.records.paths import check_paths
 MANIFEST_FORMAT = 1
 MANIFEST_LIMIT_BYTES = 4 << 30
 """Most bytes that a manifest may unpack to: a bound on hostile input, 1000 times that of a 10 TiB model."""
+
+SMALL_MANIFEST_BYTES = 64 << 20
+MANIFEST_LIMIT_RATIO = 1000
+"""Over the small size, how many times its stored bytes a manifest may unpack to, so that few bytes can't fill the memory.
+
+Those of models unpack to under 120 times; equal parts in a row to 3,000 times, of which the small size holds four million.
+"""
 
 _ZSTD_LEVEL = 9
 
@@ -95,8 +102,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the stored bytes of a manifest: canonical JSON, zstd with content size."""
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(encode_canonical(manifest))
+    """Return the stored bytes of a manifest: canonical JSON, zstd with content size.
+
+    Raises:
+        InvalidInput: it would unpack to more than `decode_manifest` allows.
+    """
+    text = encode_canonical(manifest)
+    data = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(text)
+    if len(text) > _most_unpacked(data):
+        raise InvalidInput(
+            f"the manifest would unpack from {len(data)} to {len(text)} bytes, over the limit: choose larger parts"
+        )
+    return data
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -107,14 +124,20 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     try:
         size = zstandard.frame_content_size(data)
-        if not 0 <= size <= MANIFEST_LIMIT_BYTES:
-            raise Format(f"the manifest says that it unpacks to {size} bytes; the limit is {MANIFEST_LIMIT_BYTES}")
+        if not 0 <= size <= _most_unpacked(data):
+            raise Format(
+                f"the manifest says that it unpacks to {size} bytes; of {len(data)} stored the limit is {_most_unpacked(data)}"
+            )
         text = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise Format(f"the manifest can't be unpacked: {error}") from error
     manifest = _decode_text(text)
     check_manifest(manifest)
     return manifest
+
+
+def _most_unpacked(data: bytes) -> int:
+    return min(MANIFEST_LIMIT_BYTES, max(SMALL_MANIFEST_BYTES, MANIFEST_LIMIT_RATIO * len(data)))
 
 
 def _decode_text(text: bytes) -> Manifest:
