@@ -175,6 +175,23 @@ def _collect(store: Store, job: dict[str, Any]) -> None:
     store.gc(grace_s=0)
 
 
+def _scrub(store: Store, job: dict[str, Any]) -> None:
+    store.scrub(deep=True)
+
+
+def _repair(store: Store, job: dict[str, Any]) -> None:
+    store.repair()
+
+
+def _drain(store: Store, job: dict[str, Any]) -> None:
+    store.devices.drain(job["device"], grace_s=0)
+
+
+def _rebalance(store: Store, job: dict[str, Any]) -> None:
+    store.rebalance()
+    store.gc(grace_s=0)
+
+
 def _split(job: dict[str, Any], runtime: Runtime) -> None:
     tensorkeep.split_file(
         job["source"], parts=job["parts"], to=job["to"], force=job.get("force", False), runtime=runtime
@@ -186,7 +203,15 @@ def _join(job: dict[str, Any], runtime: Runtime) -> None:
 
 
 _FILE_VERBS = {"split": _split, "join": _join}
-_VERBS = {"push": _push, "push_many": _push_many, "gc": _collect}
+_VERBS = {
+    "push": _push,
+    "push_many": _push_many,
+    "gc": _collect,
+    "scrub": _scrub,
+    "repair": _repair,
+    "drain": _drain,
+    "rebalance": _rebalance,
+}
 
 
 def _open_lossy(facts: DeviceFacts, runtime: Runtime) -> Device:

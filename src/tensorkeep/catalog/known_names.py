@@ -38,7 +38,9 @@ def read_known_names(path: Path) -> KnownNames:
         ) as connection:
             models = dict(connection.execute("SELECT id, name FROM models ORDER BY folded"))
             refs = connection.execute("SELECT model, kind, name FROM refs ORDER BY name").fetchall()
-            devices = connection.execute("SELECT name FROM devices WHERE state != 'lost' ORDER BY name").fetchall()
+            devices = connection.execute(
+                "SELECT name FROM devices WHERE state NOT IN ('lost', 'removed') ORDER BY name"
+            ).fetchall()
     except (sqlite3.Error, UnicodeError) as error:
         raise Unavailable(f"the catalog {path} can't be read now: {error}", path=str(path)) from error
     found: dict[str, dict[str, list[str]]] = {

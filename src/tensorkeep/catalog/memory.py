@@ -24,11 +24,14 @@ from tensorkeep.catalog.protocol import (
     Needed,
     ObjectKey,
     ObjectRequest,
+    Orphan,
+    ScrubState,
+    ShortObject,
     Staging,
     VersionUsage,
 )
 from tensorkeep.errors import InvalidInput, NotFound
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, is_gone
 from tensorkeep.records.history import Change, ModelFacts, RefFacts, RefKind, StoreChanged, VersionFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.layout import JOURNAL_SNAPSHOT_EVERY
@@ -93,7 +96,7 @@ class MemoryCatalog:
         return self._change(heads, now, lambda state: memory_changes.change_device(state, old, new))
 
     def device_usage(self) -> list[DeviceUsage]:
-        """Return what each device holds, lost ones too, in order of being added."""
+        """Return what each device holds, those that are gone too, in order of being added."""
         state = self._state
         usage = []
         for device in state.devices:
@@ -229,13 +232,13 @@ class MemoryCatalog:
     # reading
 
     def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
-        """Return every live, stored or bad location of these objects on devices that are not lost; a list for every key."""
+        """Return every live, stored or bad location of these objects on devices that are not gone; a list for every key."""
         state = self._state
         return {
             key: [
                 row.location
                 for row in state.rows_of(key)
-                if row.location.state in (*rules.USABLE, "bad") and state.devices[row.location.device].state != "lost"
+                if row.location.state in (*rules.USABLE, "bad") and not is_gone(state.devices[row.location.device])
             ]
             for key in keys
         }
@@ -267,14 +270,7 @@ class MemoryCatalog:
     def record_checked(self, *, good: Sequence[int], bad: Sequence[int]) -> None:
         """Note what a read found."""
         with self._write() as state:
-            for number in good:
-                row = state.locations.get(number)
-                if row and row.location.state == "bad":
-                    state.set_state(number, "live" if state.is_referenced(row.location.key) else "stored")
-            for number in bad:
-                row = state.locations.get(number)
-                if row and row.location.state in rules.USABLE:
-                    state.set_state(number, "bad")
+            state.note_checked(good=good, bad=bad)
 
     def version_usage(self, versions: Sequence[str]) -> list[VersionUsage]:
         """Return how many bytes versions take, and exclusively."""
@@ -306,6 +302,70 @@ class MemoryCatalog:
         }
         return {version: count for version, count in counts.items() if count}
 
+    # repair
+
+    def list_short(self, *, down: Sequence[str] = (), parts: bool = True, after: int, limit: int) -> list[ShortObject]:
+        """Return objects with fewer usable copies than they owe, by id."""
+        state = self._state
+        short = []
+        for key, size_bytes in state.sizes.items():
+            have, owed = state.usable_copies(key, durable_only=False, down=down), state.copies_owed(key)
+            number = state.numbers[key]
+            if number > after and have < owed and (parts or key.kind is not ObjectKind.PART):
+                short.append(ShortObject(id=number, key=key, size_bytes=size_bytes, have=have, owed=owed))
+        return sorted(short, key=lambda each: each.id)[:limit]
+
+    def list_on(self, device: str, *, after: int, limit: int) -> list[Location]:
+        """Return the rows of a device in any state, by id."""
+        rows = [row.location for row in self._state.locations.values() if row.location.device == device]
+        return [location for location in rows if location.id > after][:limit]
+
+    def retire(
+        self, locations: Sequence[int], *, down: Sequence[str] = (), heads: Sequence[DeviceHead], now: datetime
+    ) -> list[int]:
+        """Condemn those of these rows without which their objects have all the copies they owe; return which."""
+        with self._write() as state:
+            state.refuse_stale(heads)
+            return memory_changes.retire(state, locations, down=down, now=now)
+
+    # scrub
+
+    def list_scrubs(self) -> list[ScrubState]:
+        """Return how far the scrubs of devices that are not gone are, by device and depth."""
+        state = self._state
+        return [scrub for _, scrub in sorted(state.scrubs.items()) if not is_gone(state.devices[scrub.device])]
+
+    def record_scrub(self, state: ScrubState, *, good: Sequence[int], bad: Sequence[int]) -> None:
+        """Note what a page of a scrub found, and how far the scrub is."""
+        with self._write() as changed:
+            changed.note_checked(good=good, bad=bad)
+            changed.scrubs[state.device, state.depth] = state
+
+    def list_named(self, device: str, kind: ObjectKind, first: int, last: int) -> list[Location]:
+        """Return the rows of a device in any state, of objects of one kind whose digests begin with these bytes."""
+        rows = [row.location for row in self._state.locations.values() if row.location.device == device]
+        return [row for row in rows if row.key.kind is kind and first <= row.key.digest[0] <= last]
+
+    def note_orphans(
+        self, device: str, found: Sequence[tuple[str, int]], *, heads: Sequence[DeviceHead], now: datetime
+    ) -> int:
+        """Note those of these objects of a device that no row tells of; return how many are new."""
+        with self._write() as state:
+            state.refuse_stale(heads)
+            return memory_changes.note_orphans(state, device, found, now)
+
+    def list_orphans(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Orphan]:
+        """Return orphans on devices that are not gone, noted at least the grace ago, by id."""
+        state, until = self._state, rules.moment_before(now, grace_s)
+        found = [orphan for orphan, noted_at in state.orphans.values() if noted_at <= until]
+        return [each for each in found if each.id > after and not is_gone(state.devices[each.device])][:limit]
+
+    def drop_orphans(self, orphans: Sequence[int]) -> None:
+        """Forget orphans whose absence on the device was confirmed."""
+        with self._write() as state:
+            for number in orphans:
+                state.orphans.pop(number, None)
+
     # gc
 
     def condemn(self, *, grace_s: float, dry_run: bool, heads: Sequence[DeviceHead], now: datetime) -> GcSummary:
@@ -317,6 +377,11 @@ class MemoryCatalog:
         with self._write() as state:
             state.refuse_stale(heads)
             return memory_changes.condemn(state, grace_s=grace_s, now=now)
+
+    def holds_over(self, size_bytes: float) -> bool:
+        """Return whether rows that are not condemned have more bytes than that."""
+        rows = [row.location for row in self._state.locations.values() if row.location.state != "condemned"]
+        return sum(location.length for location in rows) > size_bytes
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""
@@ -355,7 +420,7 @@ class MemoryCatalog:
     def flushed(self) -> dict[str, int]:
         """Return the last seq that each device (not lost) holds; 0 for none."""
         state = self._state
-        return {device: state.flushed[device] for device, facts in state.devices.items() if facts.state != "lost"}
+        return {device: state.flushed[device] for device, facts in state.devices.items() if not is_gone(facts)}
 
     def trim_journal(self) -> int:
         """Forget entries older than the newest snapshot that every device holds; return its seq or 0."""

@@ -9,7 +9,8 @@ from tensorkeep.catalog import rules
 from tensorkeep.catalog.chain import ChainEnd
 from tensorkeep.catalog.image import check_image, object_sizes, settled_locations
 from tensorkeep.catalog.memory_state import LocationRow, MemoryState, VersionRow
-from tensorkeep.catalog.protocol import CatalogImage, GcSummary
+from tensorkeep.catalog.protocol import CatalogImage, GcSummary, Orphan
+from tensorkeep.catalog.retiring import choose_retired
 from tensorkeep.errors import AlreadyExists
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import (
@@ -32,6 +33,11 @@ def change_device(state: MemoryState, old: DeviceFacts | None, new: DeviceFacts)
     """Add or change a device; return the changes for the journal."""
     check_device_name(new.name)
     rules.check_device_change(old, new, state.devices.values())
+    if new.state == "draining" and old is not None and old.state == "active":
+        policies = [state.policy, *(row.facts.policy for row in state.versions.values())]
+        rules.check_draining(new, state.devices.values(), policies)
+    if new.state == "removed":
+        rules.refuse_filled(new, sum(row.location.device == new.id for row in state.locations.values()))
     state.devices[new.id] = new
     state.flushed.setdefault(new.id, 0)
     return [DeviceChanged(old=old, new=new)]
@@ -117,6 +123,33 @@ def condemn(state: MemoryState, *, grace_s: float, now: datetime) -> GcSummary:
     return GcSummary(locations=len(doomed), bytes=size, condemned_before=before)
 
 
+def retire(state: MemoryState, locations: Sequence[int], *, down: Sequence[str], now: datetime) -> list[int]:
+    """Condemn those of these rows without which their objects have all the copies they owe; return which."""
+    keys = {state.locations[number].location.key for number in locations if number in state.locations}
+    retired = choose_retired(
+        locations,
+        [row.location for row in state.locations.values() if row.location.key in keys],
+        owed={key: owed for key in keys if (owed := state.copies_owed(key))},
+        devices=list(state.devices.values()),
+        down=down,
+    )
+    for number in retired:
+        state.set_state(number, "condemned", condemned_at=format_time(now))
+    return retired
+
+
+def note_orphans(state: MemoryState, device: str, found: Sequence[tuple[str, int]], now: datetime) -> int:
+    """Note those of these objects of a device that no row tells of; return how many are new."""
+    known = {row.location.name for row in state.locations.values() if row.location.device == device}
+    known |= {orphan.name for orphan, _ in state.orphans.values() if orphan.device == device}
+    fresh = [(name, size) for name, size in found if name not in known]
+    for name, size in fresh:
+        state.last_orphan += 1
+        orphan = Orphan(id=state.last_orphan, device=device, name=name, size_bytes=size)
+        state.orphans[orphan.id] = orphan, format_time(now)
+    return len(fresh)
+
+
 def drop(state: MemoryState, locations: Sequence[int]) -> None:
     """Forget condemned rows, and the objects that are left without rows and versions."""
     for number in locations:
@@ -145,7 +178,8 @@ def load_image(state: MemoryState, image: CatalogImage, now: datetime) -> int:
     }
     state.refs = {(ref.model, ref.kind, ref.name): ref.version for ref in told.refs}
     state.manifests = dict(image.manifests)
-    state.sizes = object_sizes(image)
+    for key, size_bytes in object_sizes(image).items():
+        state.know_object(key, size_bytes)
     for location in settled_locations(image):
         state.add_location(location, None)
     return state.append_snapshot(now)

@@ -25,7 +25,7 @@ def stage(
     for request in requests:
         rules.check_key(request.key)
     for request in requests:
-        state.sizes.setdefault(request.key, request.size_bytes)
+        state.know_object(request.key, request.size_bytes)
     for request in requests:
         rules.check_size(request, state.sizes[request.key])
     plans = plan_staging(

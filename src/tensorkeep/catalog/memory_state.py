@@ -10,7 +10,7 @@ import msgspec
 from tensorkeep.catalog import rules
 from tensorkeep.catalog.chain import ChainEnd, extend, next_row
 from tensorkeep.catalog.counting import count_copies
-from tensorkeep.catalog.protocol import DeviceHead, JournalRow, Location, ObjectKey
+from tensorkeep.catalog.protocol import DeviceHead, JournalRow, Location, ObjectKey, Orphan, ScrubState
 from tensorkeep.errors import NotFound
 from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.history import (
@@ -56,9 +56,14 @@ class MemoryState:
     refs: dict[tuple[str, RefKind, str], str] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     sizes: dict[ObjectKey, int] = field(default_factory=dict)
+    numbers: dict[ObjectKey, int] = field(default_factory=dict)
+    last_number: int = 0
     locations: dict[int, LocationRow] = field(default_factory=dict)
     last_location: int = 0
     sessions: dict[str, str] = field(default_factory=dict)
+    scrubs: dict[tuple[str, str], ScrubState] = field(default_factory=dict)
+    orphans: dict[int, tuple[Orphan, str]] = field(default_factory=dict)
+    last_orphan: int = 0
     journal: list[JournalRow] = field(default_factory=list)
     snapshots: list[int] = field(default_factory=list)
 
@@ -171,14 +176,21 @@ class MemoryState:
             default=0,
         )
 
-    def usable_copies(self, key: ObjectKey, *, durable_only: bool) -> int:
-        """Return how many copies an object has by its usable rows on active devices."""
+    def usable_copies(self, key: ObjectKey, *, durable_only: bool, down: Sequence[str] = ()) -> int:
+        """Return how many copies an object has by its usable rows on active devices that are not down."""
         usable = [row.location for row in self.rows_of(key) if row.location.state in rules.USABLE]
-        return count_copies(row for row in usable if self._counts(row.device, durable_only=durable_only))
+        counted = [row for row in usable if row.device not in down]
+        return count_copies(row for row in counted if self._counts(row.device, durable_only=durable_only))
 
     def _counts(self, device: str, *, durable_only: bool) -> bool:
         facts = self.devices[device]
         return facts.state == "active" and (facts.durability == "durable" or not durable_only)
+
+    def know_object(self, key: ObjectKey, size_bytes: int) -> None:
+        """Take an object in, with the next number, unless it is known; numbers are never used again."""
+        if key not in self.sizes:
+            self.last_number += 1
+            self.sizes[key], self.numbers[key] = size_bytes, self.last_number
 
     def add_location(self, location: Location, session: str | None) -> Location:
         """Add a row and return it with its id; ids are never used again."""
@@ -194,11 +206,23 @@ class MemoryState:
             row, location=_with_state(row.location, state), condemned_at=condemned_at or row.condemned_at
         )
 
+    def note_checked(self, *, good: Sequence[int], bad: Sequence[int]) -> None:
+        """Note what a read found."""
+        for number in good:
+            row = self.locations.get(number)
+            if row and row.location.state in ("bad", "stored"):
+                self.set_state(number, "live" if self.is_referenced(row.location.key) else "stored")
+        for number in bad:
+            row = self.locations.get(number)
+            if row and row.location.state in rules.USABLE:
+                self.set_state(number, "bad")
+
     def forget_unused_objects(self) -> None:
         """Forget objects that have neither rows nor versions."""
         used = {row.location.key for row in self.locations.values()}
         used.update(*(row.keys for row in self.versions.values()))
         self.sizes = {key: size for key, size in self.sizes.items() if key in used}
+        self.numbers = {key: self.numbers[key] for key in self.sizes}
 
 
 def _with_id(location: Location, number: int) -> Location:

@@ -170,6 +170,46 @@ class GcSummary(msgspec.Struct, frozen=True, kw_only=True):
     condemned_before: int
 
 
+class ShortObject(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An object that versions refer to and that has fewer copies than they ask: ``have`` of ``owed``. ``id`` is for paging."""
+
+    id: int
+    key: ObjectKey
+    size_bytes: int
+    have: int
+    owed: int
+
+
+ScrubDepth = Literal["light", "deep"]
+"""light: every object is there and has its size; deep: every byte is read and compared with its digest."""
+
+
+class ScrubState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a scrub of a device is: ``after`` 0 where none is under way, else where the next page begins.
+
+    ``begun_at`` and the counts are of the pass that is under way, or of the last one; ``ended_at`` is when the last one that was
+    completed ended.
+    """
+
+    device: str
+    depth: ScrubDepth
+    after: int = 0
+    begun_at: str | None = None
+    ended_at: str | None = None
+    objects: int = 0
+    bytes: int = 0
+    bad: int = 0
+
+
+class Orphan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An object on a device that no row tells of: a put that landed after its row was dropped. ``id`` is for paging."""
+
+    id: int
+    device: str
+    name: str
+    size_bytes: int
+
+
 class DeviceUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Rows and bytes of all locations on a device that are not condemned; ``bad_*`` those of them in state bad."""
 
@@ -230,7 +270,8 @@ class Catalog(Protocol):
 
         Raises:
             AlreadyExists: its name or URL is another device's.
-            Conflict: it is not ``old`` any more.
+            Conflict: it is not ``old`` any more, or should be removed and still holds rows (``reason="filled_device"``).
+            InvalidInput: it should drain, and the other devices are too few for a policy in use.
         """
 
     def device_usage(self) -> list[DeviceUsage]:
@@ -316,7 +357,7 @@ class Catalog(Protocol):
         """Answer what exists and write the rows of what does not, before any upload starts.
 
         Existing copies, one a device, are offered when live or stored (any session's, dead ones' too), never condemned or
-        bad ones nor those on ``down`` or lost devices, and those on soft devices only with ``allow_soft``, as the commit
+        bad ones nor those on ``down`` devices or those that are not active, and those on soft devices only with ``allow_soft``, as the commit
         counts them. An object owes the highest of ``copies`` and what versions that refer to it owe.
         New rows go to the first candidates (active, not down, durable unless ``allow_soft``) that hold no copy, to zones
         that hold none while such zones suffice; no device gets two fragments of an object, and none is staged where too few
@@ -361,7 +402,7 @@ class Catalog(Protocol):
     # reading
 
     def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
-        """Return every location of these objects in state live, stored or bad on devices that are not lost."""
+        """Return every location of these objects in state live, stored or bad on devices that are not gone."""
 
     def survey(self, keys: Sequence[ObjectKey]) -> tuple[list[DeviceFacts], dict[ObjectKey, list[Location]]]:
         """Return all devices and where these objects are, as `list_devices` and `locate` do, at one moment."""
@@ -379,13 +420,68 @@ class Catalog(Protocol):
         """Return the stored bytes of a manifest (hex digest) if the catalog keeps them."""
 
     def record_checked(self, *, good: Sequence[int], bad: Sequence[int]) -> None:
-        """Note what a read found: good rows in state bad become live or stored again, bad ones become bad. Condemned rows stay."""
+        """Note what a read found; condemned rows stay.
+
+        Good rows in state bad or stored become live where a version refers to their object, else stored; bad ones become bad.
+        """
 
     def version_usage(self, versions: Sequence[str]) -> list[VersionUsage]:
         """Return how many bytes versions take, and exclusively."""
 
     def count_short(self, versions: Sequence[str]) -> dict[str, int]:
         """Return for each version how many of its objects have fewer usable copies than they owe on active devices (only non-zero)."""
+
+    # repair
+
+    def list_short(self, *, down: Sequence[str] = (), parts: bool = True, after: int, limit: int) -> list[ShortObject]:
+        """Return objects with fewer usable copies on active devices than they owe, by id; ``parts=False`` leaves out parts.
+
+        Copies on ``down`` devices don't count.
+        """
+
+    def list_on(self, device: str, *, after: int, limit: int) -> list[Location]:
+        """Return the rows of a device in any state, by id."""
+
+    def retire(
+        self, locations: Sequence[int], *, down: Sequence[str] = (), heads: Sequence[DeviceHead], now: datetime
+    ) -> list[int]:
+        """Condemn those of these rows, in order, without which their objects have all the copies they owe; return which.
+
+        Counted are usable copies on active devices that are not ``down``, and durable ones only where the row is on a durable
+        device. Rows of objects that no version refers to, and staged ones, are left to `condemn`.
+
+        Raises:
+            Conflict: the catalog is stale.
+        """
+
+    # scrub
+
+    def list_scrubs(self) -> list[ScrubState]:
+        """Return how far the scrubs of devices that are not gone are, by device and depth; those that never began are left out."""
+
+    def record_scrub(self, state: ScrubState, *, good: Sequence[int], bad: Sequence[int]) -> None:
+        """Note what a page of a scrub found, as `record_checked` does, and how far the scrub is."""
+
+    def list_named(self, device: str, kind: ObjectKind, first: int, last: int) -> list[Location]:
+        """Return the rows of a device in any state, of objects of one kind whose digests begin with bytes from ``first`` to ``last``."""
+
+    def note_orphans(
+        self, device: str, found: Sequence[tuple[str, int]], *, heads: Sequence[DeviceHead], now: datetime
+    ) -> int:
+        """Note objects, name and size, that were listed on a device before this was called and that no row tells of.
+
+        A row is there before its object is, and goes when its object was seen to be absent. So what was listed and has no row
+        by now has lost it: nothing will ever refer to it. Those that have a row are left out. Returns how many are new.
+
+        Raises:
+            Conflict: the catalog is stale: rows that it has not may be in another one.
+        """
+
+    def list_orphans(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Orphan]:
+        """Return orphans on devices that are not gone, noted at least the grace ago, by id."""
+
+    def drop_orphans(self, orphans: Sequence[int]) -> None:
+        """Forget orphans whose absence on the device was confirmed."""
 
     # gc
 
@@ -399,6 +495,9 @@ class Catalog(Protocol):
             Conflict: the catalog is stale, or a rebuild found no structure of a version (``reason="unknown_structure"``):
                 what it refers to is not known.
         """
+
+    def holds_over(self, size_bytes: float) -> bool:
+        """Return whether rows that are not condemned have more bytes than that; reads no more rows than it takes to know."""
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""
@@ -418,10 +517,10 @@ class Catalog(Protocol):
         """Note that a device durably holds every entry up to this seq."""
 
     def flushed(self) -> dict[str, int]:
-        """Return the last seq that each device (not lost) holds; 0 for none."""
+        """Return the last seq that each device (that is not gone) holds; 0 for none."""
 
     def trim_journal(self) -> int:
-        """Forget entries older than the newest snapshot that every device (not lost) holds; return that snapshot's seq or 0."""
+        """Forget entries older than the newest snapshot that every device (that is not gone) holds; return that snapshot's seq or 0."""
 
     # rebuild
 

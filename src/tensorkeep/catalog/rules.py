@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from tensorkeep.catalog.protocol import CommitRequest, DeviceHead, Needed, ObjectKey, ObjectRequest
 from tensorkeep.errors import AlreadyExists, Conflict, Integrity, InvalidInput, NotFound
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.planning.policies import check_policy
+from tensorkeep.records.device import DeviceFacts, counted_devices, is_gone
 from tensorkeep.records.digest import DIGEST_BYTES, VERSION_ID_BYTES, blake3_256
 from tensorkeep.records.history import ModelFacts, RefFacts, VersionFacts
 from tensorkeep.records.json_text import format_time
@@ -269,14 +270,14 @@ def refuse_other_model(wanted: ModelFacts, present: ModelFacts | None) -> None:
 def check_device_change(old: DeviceFacts | None, new: DeviceFacts, present: Iterable[DeviceFacts]) -> None:
     """Return if a device may be added or changed among the present ones.
 
-    A lost device's name stays its own, so that a name means one device for ever; its URL is free again, because a new disk
-    is mounted where the dead one was.
+    The name of a device that is lost or removed stays its own, so that a name means one device for ever; its URL is free again,
+    because a new disk is mounted where the old one was.
 
     Raises:
         AlreadyExists: its id, name or URL is another device's.
         Conflict: it is not ``old`` any more.
         NotFound: there is no such device to change.
-        InvalidInput: another device's id, or a lost device that should come back.
+        InvalidInput: another device's id, or a device that is lost or removed and should come back.
     """
     by_id = {facts.id: facts for facts in present}
     if old is None and new.id in by_id:
@@ -291,7 +292,7 @@ def check_device_change(old: DeviceFacts | None, new: DeviceFacts, present: Iter
                 f"the name {new.name!r} is that of device {other.id} ({other.url}, {other.state}): choose another",
                 device=other.id,
             )
-        if other.url == new.url and other.state != "lost" and new.state != "lost":
+        if other.url == new.url and not is_gone(other) and not is_gone(new):
             raise AlreadyExists(f"{new.url} is already the device {other.name}", device=other.id)
 
 
@@ -303,9 +304,45 @@ def _check_old_device(old: DeviceFacts, new: DeviceFacts, by_id: dict[str, Devic
         raise NotFound(f"there is no device {old.id}", device=old.id)
     if present != old:
         raise Conflict(f"device {present.name} was changed meanwhile: look again, then retry", device=old.id)
-    if present.state == "lost" and new.state != "lost":
+    if is_gone(present) and new.state != present.state:
         raise InvalidInput(
-            f"device {present.name} is lost and never used again: add its disk as a new device", device=old.id
+            f"device {present.name} is {present.state} and never used again: add its disk as a new device",
+            device=old.id,
+        )
+
+
+def check_draining(draining: DeviceFacts, devices: Iterable[DeviceFacts], policies: Iterable[str]) -> None:
+    """Return if the other devices can hold what these policies ask for.
+
+    Asked in the transaction that changes the device: of two drains at once, each of which the others could bear, one is refused.
+
+    Raises:
+        InvalidInput: they are too few.
+    """
+    zones = [facts.zone for facts in counted_devices(facts for facts in devices if facts.id != draining.id)]
+    for policy in sorted(set(policies)):
+        try:
+            check_policy(parse_policy(policy), zones)
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"without device {draining.name} the others can't keep what is stored: {error.message}",
+                device=draining.name,
+            ) from error
+
+
+def refuse_filled(device: DeviceFacts, rows: int) -> None:
+    """Return if the catalog has no rows of a device that is to be removed.
+
+    Raises:
+        Conflict: ``reason="filled_device"``; it has.
+    """
+    if rows:
+        raise Conflict(
+            f"device {device.name} still holds {rows} objects: run `tensorkeep device drain {device.name}`, and again once the "
+            "grace of those that were given up is over (or with --grace 0); then remove it",
+            reason="filled_device",
+            device=device.name,
+            objects=rows,
         )
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Migrations, oldest first; the last one is what this tensorkeep writes."""
 
 HEAD = REVISIONS[-1]
@@ -211,6 +211,33 @@ push_sessions = Table(
     Column("id", Text, primary_key=True),
     Column("heartbeat", _MOMENT, nullable=False),
 )
+
+scrubs = Table(
+    "scrubs",
+    metadata,
+    Column("device", _ULID, ForeignKey("devices.id"), primary_key=True),
+    Column("depth", String(16), primary_key=True),
+    Column("after", BigInteger, nullable=False),
+    Column("begun_at", _MOMENT),
+    Column("ended_at", _MOMENT),
+    Column("objects", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("bad", BigInteger, nullable=False),
+)
+"""How far the scrubs of each device are."""
+
+orphans = Table(
+    "orphans",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    Column("device", _ULID, ForeignKey("devices.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("noted_at", _MOMENT, nullable=False),
+    UniqueConstraint("device", "name"),
+    sqlite_autoincrement=True,
+)
+"""Objects that scrubs met on devices and that no row tells of, for gc to delete."""
 
 journal = Table(
     "journal",

@@ -14,7 +14,9 @@ from tensorkeep.catalog import (
     sql_names,
     sql_push,
     sql_reading,
+    sql_repair,
     sql_rows,
+    sql_scrub,
 )
 from tensorkeep.catalog.database import Database, Transaction
 from tensorkeep.catalog.protocol import (
@@ -30,6 +32,9 @@ from tensorkeep.catalog.protocol import (
     Needed,
     ObjectKey,
     ObjectRequest,
+    Orphan,
+    ScrubState,
+    ShortObject,
     Staging,
     VersionUsage,
 )
@@ -37,6 +42,7 @@ from tensorkeep.errors import Integrity
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.history import ModelFacts, RefFacts, RefKind, VersionFacts
 from tensorkeep.records.names import ModelName
+from tensorkeep.records.naming import ObjectKind
 from tensorkeep.runtime import Runtime
 
 
@@ -86,7 +92,7 @@ class SqlCatalog:
         return self._change(heads, lambda tx: sql_names.change_device(tx, old, new, now))
 
     def device_usage(self) -> list[DeviceUsage]:
-        """Return what each device holds, lost ones too, in order of being added."""
+        """Return what each device holds, those that are gone too, in order of being added."""
         return self._db.reading(sql_reading.device_usage)
 
     # names
@@ -208,7 +214,7 @@ class SqlCatalog:
     # reading
 
     def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
-        """Return every live, stored or bad location of these objects on devices that are not lost; a list for every key."""
+        """Return every live, stored or bad location of these objects on devices that are not gone; a list for every key."""
         return self._db.reading(lambda connection: sql_reading.locate(connection, keys))
 
     def survey(self, keys: Sequence[ObjectKey]) -> tuple[list[DeviceFacts], dict[ObjectKey, list[Location]]]:
@@ -247,6 +253,62 @@ class SqlCatalog:
         """Return for each version how many of its objects lack copies (only non-zero)."""
         return self._db.reading(lambda connection: sql_reading.count_short(connection, versions))
 
+    # repair
+
+    def list_short(self, *, down: Sequence[str] = (), parts: bool = True, after: int, limit: int) -> list[ShortObject]:
+        """Return objects with fewer usable copies than they owe, by id."""
+        return self._db.reading(
+            lambda connection: sql_repair.list_short(connection, down=down, parts=parts, after=after, limit=limit)
+        )
+
+    def list_on(self, device: str, *, after: int, limit: int) -> list[Location]:
+        """Return the rows of a device in any state, by id."""
+        return self._db.reading(lambda connection: sql_reading.list_on(connection, device, after, limit))
+
+    def retire(
+        self, locations: Sequence[int], *, down: Sequence[str] = (), heads: Sequence[DeviceHead], now: datetime
+    ) -> list[int]:
+        """Condemn those of these rows without which their objects have all the copies they owe; return which."""
+
+        def step(connection: Connection) -> list[int]:
+            sql_journal.refuse_stale(connection, heads)
+            return sql_repair.retire(connection, locations, down=down, now=now)
+
+        return self._db.writing(step)
+
+    # scrub
+
+    def list_scrubs(self) -> list[ScrubState]:
+        """Return how far the scrubs of devices that are not gone are, by device and depth."""
+        return self._db.reading(sql_scrub.list_scrubs)
+
+    def record_scrub(self, state: ScrubState, *, good: Sequence[int], bad: Sequence[int]) -> None:
+        """Note what a page of a scrub found, and how far the scrub is."""
+        self._db.writing(lambda connection: sql_scrub.record_scrub(connection, state, good, bad))
+
+    def list_named(self, device: str, kind: ObjectKind, first: int, last: int) -> list[Location]:
+        """Return the rows of a device in any state, of objects of one kind whose digests begin with these bytes."""
+        return self._db.reading(lambda connection: sql_scrub.list_named(connection, device, kind, first, last))
+
+    def note_orphans(
+        self, device: str, found: Sequence[tuple[str, int]], *, heads: Sequence[DeviceHead], now: datetime
+    ) -> int:
+        """Note those of these objects of a device that no row tells of; return how many are new."""
+
+        def step(connection: Connection) -> int:
+            sql_journal.refuse_stale(connection, heads)
+            return sql_scrub.note_orphans(connection, device, found, now)
+
+        return self._db.writing(step)
+
+    def list_orphans(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Orphan]:
+        """Return orphans on devices that are not gone, noted at least the grace ago, by id."""
+        return self._db.reading(lambda connection: sql_scrub.list_orphans(connection, grace_s, now, after, limit))
+
+    def drop_orphans(self, orphans: Sequence[int]) -> None:
+        """Forget orphans whose absence on the device was confirmed."""
+        self._db.writing(lambda connection: sql_scrub.drop_orphans(connection, orphans))
+
     # gc
 
     def condemn(self, *, grace_s: float, dry_run: bool, heads: Sequence[DeviceHead], now: datetime) -> GcSummary:
@@ -257,6 +319,10 @@ class SqlCatalog:
             return sql_gc.condemn(connection, grace_s=grace_s, dry_run=dry_run, now=now)
 
         return self._db.reading(step) if dry_run else self._db.writing(step)
+
+    def holds_over(self, size_bytes: float) -> bool:
+        """Return whether rows that are not condemned have more bytes than that."""
+        return self._db.reading(lambda connection: sql_gc.holds_over(connection, size_bytes))
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""
@@ -282,7 +348,7 @@ class SqlCatalog:
         self._db.writing(lambda connection: sql_journal.record_flushed(connection, device, seq))
 
     def flushed(self) -> dict[str, int]:
-        """Return the last seq that each device (not lost) holds; 0 for none."""
+        """Return the last seq that each device (that is not gone) holds; 0 for none."""
         return self._db.reading(sql_journal.read_flushed)
 
     def trim_journal(self) -> int:

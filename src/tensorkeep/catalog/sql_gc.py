@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, false, func, or_, select, update
 
 from tensorkeep.catalog import rules, schema
-from tensorkeep.catalog.database import among, chunks, lock_parts, lock_parts_of
+from tensorkeep.catalog.database import CHUNK, among, chunks, lock_parts, lock_parts_of
 from tensorkeep.catalog.protocol import GcSummary
 from tensorkeep.catalog.sql_loose import is_referenced, next_page, read_listing, take_off
 from tensorkeep.catalog.sql_owing import copies_owed_of, usable_copies
@@ -56,6 +56,19 @@ def doomed(connection: Connection, *, grace_s: float, now: datetime) -> ColumnEl
             and_(table.c.state == "bad", referenced, whole),
         ),
     )
+
+
+def holds_over(connection: Connection, size_bytes: float) -> bool:
+    """Return whether rows that are not condemned have more bytes than that; it stops reading as soon as they have."""
+    table = schema.locations
+    total = after = 0
+    query = select(table.c.id, table.c.length).where(table.c.state != "condemned").order_by(table.c.id).limit(CHUNK)
+    while page := connection.execute(query.where(table.c.id > after)).all():
+        after = page[-1].id
+        total += sum(row.length for row in page)
+        if total > size_bytes:
+            return True
+    return False
 
 
 def drop(connection: Connection, locations: Sequence[int]) -> None:

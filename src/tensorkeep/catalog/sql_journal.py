@@ -11,6 +11,7 @@ from tensorkeep.catalog.database import Transaction
 from tensorkeep.catalog.protocol import CatalogInfo, DeviceHead, JournalRow
 from tensorkeep.catalog.sql_rows import read_state, values_of
 from tensorkeep.errors import Integrity, InvalidInput, NotFound
+from tensorkeep.records.device import GONE
 from tensorkeep.records.history import Change, take_snapshot
 
 _ROW = (schema.journal.c.epoch, schema.journal.c.seq, schema.journal.c.digest, schema.journal.c.body)
@@ -104,16 +105,16 @@ def record_flushed(connection: Connection, device: str, seq: int) -> None:
 
 
 def read_flushed(connection: Connection) -> dict[str, int]:
-    """Return the last seq that each device (not lost) holds."""
+    """Return the last seq that each device (that is not gone) holds."""
     table = schema.devices
     rows = connection.execute(
-        select(table.c.id, table.c.flushed_seq).where(table.c.state != "lost").order_by(table.c.number)
+        select(table.c.id, table.c.flushed_seq).where(table.c.state.not_in(GONE)).order_by(table.c.number)
     )
     return {row.id: row.flushed_seq for row in rows}
 
 
 def trim(connection: Connection) -> int:
-    """Forget entries older than the newest snapshot that every device (not lost) holds; return its seq or 0.
+    """Forget entries older than the newest snapshot that every device (that is not gone) holds; return its seq or 0.
 
     Without any device nothing is forgotten: the catalog is then the only one that has the history.
     """

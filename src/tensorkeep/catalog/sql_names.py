@@ -3,12 +3,13 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from tensorkeep.catalog import rules, schema
 from tensorkeep.catalog.database import Transaction, among, chunks, found_any
 from tensorkeep.catalog.sql_journal import append
 from tensorkeep.catalog.sql_loose import list_objects_of
+from tensorkeep.catalog.sql_owing import read_policies
 from tensorkeep.catalog.sql_rows import (
     MODELS,
     REFS,
@@ -56,6 +57,12 @@ def change_device(tx: Transaction, old: DeviceFacts | None, new: DeviceFacts, no
     check_device_name(new.name)
     rules.check_device_change(old, new, read_devices(tx.connection))
     table = schema.devices
+    if new.state == "draining" and old is not None and old.state == "active":
+        store_policy = tx.connection.execute(select(schema.store.c.policy)).scalar_one()
+        rules.check_draining(new, read_devices(tx.connection), [store_policy, *read_policies(tx.connection)])
+    if new.state == "removed":
+        held = select(func.count()).where(schema.locations.c.device == new.id)
+        rules.refuse_filled(new, tx.connection.execute(held).scalar_one())
     if old is None:
         tx.connection.execute(insert(table).values(**device_values(new), flushed_seq=0))
     else:

@@ -37,7 +37,7 @@ def copies_owed_of(
     Policies are few and text: each becomes a number here. The highest is asked first, and each by one probe: an object that all
     versions of a store share costs no more than one that a single version has.
     """
-    return _owed_by(_read_policies(connection), len(counted_devices(read_devices(connection))), part_id, kind)
+    return _owed_by(read_policies(connection), len(counted_devices(read_devices(connection))), part_id, kind)
 
 
 def _owed_by(
@@ -77,7 +77,7 @@ def read_owed_above(
     """
     if not asked:
         return {}
-    policies, counted = _read_policies(connection), len(counted_devices(devices))
+    policies, counted = read_policies(connection), len(counted_devices(devices))
     highest = {
         kind: max((rules.copies_owed(kind, policy, counted) for policy in policies), default=0) for kind in ObjectKind
     }
@@ -97,7 +97,7 @@ def _read_owed(connection: Connection, owed: ColumnElement[int | None], part_ids
     return found
 
 
-def _read_policies(connection: Connection) -> Sequence[str]:
+def read_policies(connection: Connection) -> Sequence[str]:
     """Return the policies that versions have."""
     return connection.execute(_POLICIES).scalars().all()
 
@@ -120,21 +120,21 @@ def _is_asked_by(part_id: ColumnElement[int], policies: Sequence[str]) -> Column
     return found_any(query.where(pairs.c.part_id == part_id, versions.c.policy.in_(policies)))
 
 
-def usable_copies(part_id: ColumnElement[int], *, durable_only: bool) -> ColumnElement[int]:
-    """Return, as correlated SQL, what `counting.count_copies` gives of an object's usable rows on active devices."""
+def usable_copies(part_id: ColumnElement[int], *, durable_only: bool, down: Sequence[str] = ()) -> ColumnElement[int]:
+    """Return, as correlated SQL, what `counting.count_copies` gives of an object's usable rows on active devices not down."""
     rows = schema.locations.alias("whole")
     copies = select(func.count(rows.c.device.distinct())).where(rows.c.fragment.is_(None))
-    copies = _of_usable(copies, rows, part_id, durable_only=durable_only)
-    fragments = _usable_fragments(part_id, durable_only=durable_only)
+    copies = _of_usable(copies, rows, part_id, durable_only=durable_only, down=down)
+    fragments = _usable_fragments(part_id, durable_only=durable_only, down=down)
     return copies.scalar_subquery() + func.coalesce(fragments, literal_column("0"))
 
 
-def _usable_fragments(part_id: ColumnElement[int], *, durable_only: bool) -> ScalarSelect[int]:
+def _usable_fragments(part_id: ColumnElement[int], *, durable_only: bool, down: Sequence[str]) -> ScalarSelect[int]:
     """Return, as correlated SQL, how many copies the fragments on other devices than whole copies are; null for none."""
     rows, other = schema.locations.alias("fragments"), schema.locations.alias("beside")
     is_before = and_(other.c.form == rows.c.form, other.c.fragment < rows.c.fragment)
     beside = select(other.c.id).where(other.c.device == rows.c.device, or_(other.c.fragment.is_(None), is_before))
-    beside = _of_usable(beside, other, rows.c.part_id, durable_only=durable_only)
+    beside = _of_usable(beside, other, rows.c.part_id, durable_only=durable_only, down=down)
     left = func.count(rows.c.fragment.distinct()) - rows.c.needed + 1
     query = (
         select(left)
@@ -143,14 +143,22 @@ def _usable_fragments(part_id: ColumnElement[int], *, durable_only: bool) -> Sca
         .having(left > 0)
         .order_by(left.desc())
     )
-    return _of_usable(query, rows, part_id, durable_only=durable_only).limit(literal_column("1")).scalar_subquery()
+    query = _of_usable(query, rows, part_id, durable_only=durable_only, down=down)
+    return query.limit(literal_column("1")).scalar_subquery()
 
 
 def _of_usable(
-    query: Select[Any], rows: NamedFromClause[Any], part_id: ColumnElement[int], *, durable_only: bool
+    query: Select[Any],
+    rows: NamedFromClause[Any],
+    part_id: ColumnElement[int],
+    *,
+    durable_only: bool,
+    down: Sequence[str],
 ) -> Select[Any]:
-    """Return a query of the usable rows of an object on active devices; ``rows`` is an alias of ``locations``."""
+    """Return a query of the usable rows of an object on active devices not down; ``rows`` is an alias of ``locations``."""
     devices = schema.devices.alias(f"devices_of_{rows.name}")
     query = query.join_from(rows, devices, devices.c.id == rows.c.device)
     query = query.where(rows.c.part_id == part_id, rows.c.state.in_(rules.USABLE), devices.c.state == "active")
+    if down:
+        query = query.where(rows.c.device.not_in(down))
     return query.where(devices.c.durability == "durable") if durable_only else query

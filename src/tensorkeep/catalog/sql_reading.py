@@ -13,11 +13,12 @@ from tensorkeep.catalog.sql_loose import is_referenced
 from tensorkeep.catalog.sql_owing import copies_owed_of, read_owed, usable_copies
 from tensorkeep.catalog.sql_rows import LOCATION_COLUMNS, find_part_ids, location_of, place_of
 from tensorkeep.errors import NotFound
+from tensorkeep.records.device import GONE
 from tensorkeep.records.naming import ObjectKind
 
 
 def locate(connection: Connection, keys: Sequence[ObjectKey]) -> dict[ObjectKey, list[Location]]:
-    """Return the live, stored and bad rows of these objects on devices that are not lost; a list for every key."""
+    """Return the live, stored and bad rows of these objects on devices that are not gone; a list for every key."""
     found: dict[ObjectKey, list[Location]] = {key: [] for key in keys}
     query = _select_located(connection.dialect.name)
     for kind in ObjectKind:
@@ -38,7 +39,7 @@ def _select_located(dialect: str) -> Select[Any]:
         parts.c.kind == bindparam("kind"),
         among_given(dialect, parts.c.digest),
         schema.locations.c.state.in_((*rules.USABLE, "bad")),
-        schema.devices.c.state != "lost",
+        schema.devices.c.state.not_in(GONE),
     )
 
 
@@ -53,6 +54,13 @@ def locate_all(connection: Connection, after: int, limit: int) -> list[Location]
     """Return rows in any state but condemned, by id."""
     table = schema.locations
     query = _locations().where(table.c.id > after, table.c.state != "condemned").limit(limit)
+    return [location_of(row) for row in connection.execute(query)]
+
+
+def list_on(connection: Connection, device: str, after: int, limit: int) -> list[Location]:
+    """Return the rows of a device in any state, by id."""
+    table = schema.locations
+    query = _locations().where(table.c.device == device, table.c.id > after).limit(limit)
     return [location_of(row) for row in connection.execute(query)]
 
 
@@ -153,11 +161,11 @@ def count_short(connection: Connection, versions: Sequence[str]) -> dict[str, in
 
 
 def record_checked(connection: Connection, good: Sequence[int], bad: Sequence[int]) -> None:
-    """Note what a read found: good rows in state bad become live or stored again, live and stored ones found bad become bad."""
+    """Note what a read found: good rows in state bad or stored become live or stored, live and stored ones found bad become bad."""
     table = schema.locations
     referenced = is_referenced(table.c.part_id)
     for numbers, states, steps in (
-        (good, ("bad",), ((referenced, "live"), (~referenced, "stored"))),
+        (good, ("bad", "stored"), ((referenced, "live"), (~referenced, "stored"))),
         (bad, rules.USABLE, ((table.c.id.is_not(None), "bad"),)),
     ):
         for chunk in chunks(numbers):

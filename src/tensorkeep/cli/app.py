@@ -93,6 +93,15 @@ def build_app() -> typer.Typer:
     )
     add_command(app, "rm", removal.rm, "tensorkeep rm acme/llama@4f1c2ab", "tensorkeep rm acme/llama --all --yes")
     add_command(app, "verify", upkeep.verify, "tensorkeep verify", "tensorkeep verify acme/llama@v1")
+    add_command(app, "scrub", upkeep.scrub, "tensorkeep scrub", "tensorkeep scrub --deep --rate-limit 200MB/s")
+    add_command(app, "repair", upkeep.repair, "tensorkeep repair", "tensorkeep repair --dry-run")
+    add_command(
+        app,
+        "rebalance",
+        upkeep.rebalance,
+        "tensorkeep rebalance --dry-run",
+        "tensorkeep rebalance --rate-limit 200MB/s",
+    )
     add_command(app, "gc", removal.gc, "tensorkeep gc --dry-run", "tensorkeep gc --grace 0")
     add_command(app, "du", upkeep.du, "tensorkeep du", "tensorkeep du acme/llama")
     add_command(app, "status", upkeep.status, "tensorkeep status")
@@ -122,7 +131,7 @@ def build_app() -> typer.Typer:
 def _device_group() -> typer.Typer:
     group = _group(
         help_text(
-            "Add, list, check, measure and give up devices.",
+            "Add, list, check, measure, empty and give up devices.",
             "tensorkeep device add nvme0 file:///mnt/nvme0",
         )
     )
@@ -150,6 +159,8 @@ def _device_group() -> typer.Typer:
         "tensorkeep device bench nvme0",
         "tensorkeep device bench nvme0 hdd0 --size 1GiB --save",
     )
+    add_command(group, "drain", devices.drain, "tensorkeep device drain hdd0", "tensorkeep device drain hdd0 --cancel")
+    add_command(group, "remove", devices.remove, "tensorkeep device remove hdd0")
     add_command(group, "lost", devices.lost, "tensorkeep device lost nvme0 --yes")
     return group
 

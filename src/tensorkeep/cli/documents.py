@@ -22,6 +22,8 @@ _COMPUTED = (
     "slowest_seconds",
     "predicted_seconds",
     "load_seconds",
+    "empty",
+    "lost",
 )
 """Properties of reports that belong in their documents."""
 

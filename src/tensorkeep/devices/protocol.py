@@ -140,6 +140,14 @@ class OpeningDevice(Protocol):
 
 
 @runtime_checkable
+class CachingDevice(Protocol):
+    """What devices also have whose objects the system keeps in memory once they were read."""
+
+    def drop_cached(self, name: str) -> None:
+        """Ask the system to forget an object's pages, so that the next read comes from the disk: a hint, no promise."""
+
+
+@runtime_checkable
 class BatchPuts(Protocol):
     """What a device has besides that takes several objects together at less cost than one after another."""
 

@@ -25,12 +25,16 @@ from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas, form_o
 
 @dataclass(frozen=True, slots=True)
 class DeviceShare:
-    """A device that can take parts. ``weight`` is its bandwidth, ``free_bytes`` its room (None: nobody knows, so enough)."""
+    """A device that can take parts. ``weight`` is its bandwidth, ``free_bytes`` its room (None: nobody knows, so enough).
+
+    ``given_bytes`` is what counts as given to it from the beginning.
+    """
 
     id: str
     zone: str
     weight: float
     free_bytes: int | None
+    given_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class _Load:
         self.zone = device.zone
         self.weight = device.weight
         self.free: float = math.inf if device.free_bytes is None else device.free_bytes
-        self.given = 0
+        self.given = device.given_bytes
         self.read = 0
 
     def take(self, size: int) -> None:

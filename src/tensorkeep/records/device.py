@@ -19,7 +19,12 @@ from tensorkeep.records.ulid import parse_ulid
 IDENTITY_NAME = "tensorkeep.json"
 
 Durability = Literal["durable", "soft"]
-DeviceState = Literal["active", "lost"]
+DeviceState = Literal["active", "draining", "lost", "removed"]
+"""active: takes objects, and its copies count; draining: is read, but its copies do not count, so that they are made again elsewhere;
+lost: given up with what it holds; removed: taken out, empty."""
+
+GONE: tuple[DeviceState, ...] = ("lost", "removed")
+"""States that are for good: such a device is never read or written again, and its URL is free."""
 
 _SEAL = "blake3"
 
@@ -28,7 +33,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A device as the catalog and the journal know it.
 
     Sizes are bytes, rates bytes per second. ``rate_limit`` is a limit that the user set; ``bandwidth`` what was given or
-    measured. ``lost`` devices are never read or written again. ``conformance`` is what the last check found; unset (false), and
+    measured. Devices that are ``lost`` or ``removed`` are never read or written again. ``conformance`` is what the last check found; unset (false), and
     not in the record's JSON, where there was none: so are the entries of before there were checks.
     """
 
@@ -43,6 +48,11 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit: int | None = None
     untrusted: bool = False
     conformance: Conformance | msgspec.UnsetType = msgspec.UNSET
+
+
+def is_gone(facts: DeviceFacts) -> bool:
+    """Return whether a device is never read or written again."""
+    return facts.state in GONE
 
 
 def counted_devices(devices: Iterable[DeviceFacts]) -> list[DeviceFacts]:

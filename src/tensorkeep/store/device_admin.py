@@ -9,12 +9,12 @@ from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import AlreadyExists, InvalidInput, NotFound, PermissionDenied, Unavailable
 from tensorkeep.records.conformance import Conformance
 from tensorkeep.records.conformance_report import ConformanceReport
-from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identity
+from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, decode_identity, is_gone
 from tensorkeep.records.names import check_device_name
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import write_identity
+from tensorkeep.store.healing import find_short, heal
 from tensorkeep.store.journal import new_ulid, record_change, refuse_stale
-from tensorkeep.store.structure_copies import copy_structure
 
 
 def add_device(
@@ -47,7 +47,7 @@ def add_device(
                 raise AlreadyExists(
                     f"device {facts.name} exists ({facts.url}, {facts.state}): choose another name", device=name
                 )
-            if same_place(facts.url, canonical) and facts.state == "active":
+            if same_place(facts.url, canonical) and not is_gone(facts):
                 raise AlreadyExists(
                     f"{facts.url} is the device {facts.name} already: choose another place", device=name
                 )
@@ -85,7 +85,8 @@ def add_device(
             context,
             lambda heads: context.catalog.change_device(None, facts, heads=heads, now=context.runtime.clock.now()),
         )
-    copy_structure(context)
+    # With the second device manifests, checks and records owe a second copy: they are small. Parts are left to `repair`.
+    heal(context, find_short(context, parts=False))
     return facts
 
 
@@ -99,9 +100,9 @@ def lose_device(context: StoreContext, name: str) -> DeviceFacts:
     found = [facts for facts in context.catalog.list_devices() if facts.name.casefold() == name.casefold()]
     if not found:
         raise NotFound(f"no device {name!r}: `tensorkeep device ls` lists them", device=name)
-    old = next((facts for facts in found if facts.state == "active"), None)
+    old = next((facts for facts in found if not is_gone(facts)), None)
     if old is None:
-        raise InvalidInput(f"device {name} is marked lost already", device=name)
+        raise InvalidInput(f"device {name} is marked {found[0].state} already", device=name)
     new = msgspec.structs.replace(old, state="lost")
 
     def change(heads: tuple[DeviceHead, ...]) -> int:
@@ -123,9 +124,10 @@ def check_device(context: StoreContext, place: str) -> ConformanceReport:
         raise PermissionDenied(
             f"the store {context.place.shown} can't be written: check {facts.url}", device=facts.name
         )
-    if facts.state == "lost":
+    if is_gone(facts):
         raise InvalidInput(
-            f"device {facts.name} is given up: check its disk by its URL, {facts.url}", device=facts.name
+            f"device {facts.name} is given up ({facts.state}): check its disk by its URL, {facts.url}",
+            device=facts.name,
         )
     problem = next(member.problem for member in context.fleet.members() if member.facts.id == facts.id)
     if problem is not None:
@@ -149,7 +151,7 @@ def _find_device(context: StoreContext, place: str) -> DeviceFacts | None:
     if "/" not in place:
         raise NotFound(f"no device {place!r}: `tensorkeep device ls` lists them", device=place)
     url = normalize_url(place)
-    return next((facts for facts in present if facts.state == "active" and same_place(facts.url, url)), None)
+    return next((facts for facts in present if not is_gone(facts) and same_place(facts.url, url)), None)
 
 
 def _keep(context: StoreContext, facts: DeviceFacts, report: ConformanceReport) -> None:

@@ -62,7 +62,9 @@ def _find_active(context: StoreContext, name: str) -> DeviceFacts:
         raise NotFound(f"no device {name!r}: `tensorkeep device ls` lists them", device=name)
     active = next((facts for facts in found if facts.state == "active"), None)
     if active is None:
-        raise InvalidInput(f"device {name} is given up: it is never written again", device=name)
+        raise InvalidInput(
+            f"device {name} is given up or draining ({found[0].state}): nothing is written there any more", device=name
+        )
     return active
 
 

@@ -14,7 +14,14 @@ from tensorkeep.catalog.protocol import Catalog, DeviceHead
 from tensorkeep.devices.opening import open_device
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Format, Integrity, PermissionDenied, TensorkeepError, Unavailable
-from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts, DeviceIdentity, decode_identity, encode_identity
+from tensorkeep.records.device import (
+    IDENTITY_NAME,
+    DeviceFacts,
+    DeviceIdentity,
+    decode_identity,
+    encode_identity,
+    is_gone,
+)
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import JournalName, parse_physical_name
 from tensorkeep.runtime import Runtime
@@ -65,7 +72,7 @@ def _handle(facts: DeviceFacts) -> _Handle:
 
 
 class Fleet:
-    """All active devices of a store. Thread safe."""
+    """All devices of a store that are not gone. Thread safe."""
 
     def __init__(self, catalog: Catalog, *, runtime: Runtime, opener: DeviceOpener = open_by_facts) -> None:
         self._catalog = catalog
@@ -76,24 +83,24 @@ class Fleet:
         self._checked: set[str] = set()
 
     def members(self, known: Sequence[DeviceFacts] | None = None) -> list[Member]:
-        """Return every active device, opened and checked where that was not done.
+        """Return every device that is not gone, opened and checked where that was not done.
 
         Args:
             known: the catalog's rows of all devices, just read; None reads them.
         """
         rows = self._catalog.list_devices() if known is None else known
-        return [self._member(facts) for facts in rows if facts.state == "active"]
+        return [self._member(facts) for facts in rows if not is_gone(facts)]
 
     def readable(self, known: Sequence[DeviceFacts] | None = None) -> dict[str, Device]:
         """Return the devices that can be read now, by id; ``known`` is as for `members`."""
         return {m.facts.id: m.device for m in self.members(known) if m.readable and m.device is not None}
 
     def writable(self) -> dict[str, Device]:
-        """Return the devices that can be written now, by id."""
+        """Return the devices that can be written now, by id; draining ones too, which take journal entries and deletions only."""
         return {m.facts.id: m.device for m in self.members() if m.writable and m.device is not None}
 
     def names(self) -> dict[str, str]:
-        """Return the user's name of every device, lost ones too, by id."""
+        """Return the user's name of every device, those that are gone too, by id."""
         return {facts.id: facts.name for facts in self._catalog.list_devices()}
 
     def heads(self) -> tuple[DeviceHead, ...]:

@@ -21,6 +21,7 @@ from tensorkeep.errors import (
     TensorkeepError,
     Unavailable,
 )
+from tensorkeep.records.device import is_gone
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.place import LockCheck, StoreNote
@@ -119,7 +120,7 @@ class FolderPlace:
 
     def write_note(self, catalog: Catalog) -> None:
         """Write the note beside the catalog."""
-        devices = tuple(facts.url for facts in catalog.list_devices() if facts.state == "active")
+        devices = tuple(facts.url for facts in catalog.list_devices() if not is_gone(facts))
         note = StoreNote(store=catalog.info().store, devices=devices)
         temporary = self.folder / f".{NOTE_FILE}.{os.getpid()}"
         try:

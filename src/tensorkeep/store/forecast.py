@@ -105,7 +105,7 @@ def _find_devices(
     name = parse_model_name(model) if model is not None else None
     if context.catalog.list_devices():
         target = find_target(context, name, options)
-        return target, device_shares(context, target, allow_soft=options.allow_soft)
+        return target, device_shares(context, target.devices, allow_soft=options.allow_soft)
     url = get_first_device(context.place).as_uri()
     device = DeviceFacts(id=LOCAL_NAME, name=LOCAL_NAME, url=url, zone=LOCAL_NAME, durability="durable")
     return imagine_target(context, name, options, device), [DeviceShare(device.id, device.zone, 1.0, None)]

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tensorkeep.catalog.protocol import Location
+from tensorkeep.catalog.protocol import GcSummary, Location, Orphan
 from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import Device, ParallelPuts
 from tensorkeep.errors import Conflict, NotFound, TensorkeepError
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, is_gone
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import GcReport
 
 T = TypeVar("T")
+N = TypeVar("N", Location, Orphan)
 
 _PAGE = 1000
 
@@ -28,19 +29,20 @@ class _Sweep:
     epoch: int
     deleted: int = 0
     deleted_bytes: int = 0
+    orphans: int = 0
     unreachable: set[str] = field(default_factory=set)
 
 
-def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport:
+def collect(context: StoreContext, *, dry_run: bool, grace_s: float, max_fraction: float | None) -> GcReport:
     """Condemn, delete, drop; or say what that would do. See `Store.gc`."""
     context.fleet.recheck()
-    catalog, clock = context.catalog, context.runtime.clock
     _refuse_unseen(context)
-    sweep, swept = _Sweep(catalog.info().epoch), 0
-    summary = catalog.condemn(grace_s=grace_s, dry_run=dry_run, heads=context.fleet.heads(), now=clock.now())
+    sweep, swept = _Sweep(context.catalog.info().epoch), 0
+    summary = condemn_unused(context, dry_run=dry_run, grace_s=grace_s, max_fraction=max_fraction)
     if not dry_run:
         context.runtime.failpoints.hit("gc.condemned")
         _delete_condemned(context, sweep, grace_s)
+        _delete_orphans(context, sweep, grace_s)
         swept = _sweep_unfinished(context, grace_s)
     waiting = list(_condemned(context, grace_s=0.0))
     if dry_run:
@@ -57,6 +59,7 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float) -> GcReport
         waiting=len(waiting),
         waiting_bytes=sum(location.length for location in waiting),
         swept_unfinished=swept,
+        swept_orphans=sweep.orphans,
         unreachable=tuple(sorted(sweep.unreachable)),
     )
 
@@ -83,6 +86,43 @@ def _refuse_unseen(context: StoreContext) -> None:
         )
 
 
+def condemn_unused(context: StoreContext, *, dry_run: bool, grace_s: float, max_fraction: float | None) -> GcSummary:
+    """Condemn what nothing uses, or only say what that would be.
+
+    Raises:
+        Conflict: the catalog is stale, or ``reason="gc_brake"``: it is more than that fraction of what is stored.
+    """
+    catalog, clock = context.catalog, context.runtime.clock
+    summary = catalog.condemn(grace_s=grace_s, dry_run=True, heads=context.fleet.heads(), now=clock.now())
+    if dry_run:
+        return summary
+    _refuse_much(context, summary.bytes, max_fraction)
+    return catalog.condemn(grace_s=grace_s, dry_run=False, heads=context.fleet.heads(), now=clock.now())
+
+
+def _refuse_much(context: StoreContext, size_bytes: int, max_fraction: float | None) -> None:
+    """Return if what would be condemned is no more than a fraction of what is stored.
+
+    Raises:
+        Conflict: ``reason="gc_brake"``; it is more, which may be a mistake, or a catalog that lacks versions.
+    """
+    if not size_bytes or max_fraction is None:
+        return
+    if max_fraction and context.catalog.holds_over(size_bytes / max_fraction):
+        return
+    stored = sum(row.bytes for row in context.catalog.device_usage())
+    if size_bytes <= stored * max_fraction:
+        return
+    raise Conflict(
+        f"nothing is collected: gc would give up {size_bytes} of the {stored} bytes that are stored "
+        f"({size_bytes / max(1, stored):.0%}, the most is {max_fraction:.0%}). If that is meant, allow more; if not, "
+        "look with `tensorkeep ls` and `tensorkeep log` which versions are missing",
+        reason="gc_brake",
+        bytes=size_bytes,
+        stored=stored,
+    )
+
+
 def _condemned(context: StoreContext, *, grace_s: float) -> Iterator[Location]:
     after = 0
     while page := context.catalog.list_condemned(
@@ -92,7 +132,14 @@ def _condemned(context: StoreContext, *, grace_s: float) -> Iterator[Location]:
         after = page[-1].id
 
 
-def _delete_condemned(context: StoreContext, sweep: _Sweep, grace_s: float) -> None:
+def delete_on(context: StoreContext, device: str, *, grace_s: float) -> tuple[int, int]:
+    """Delete what was condemned on one device at least the grace ago; return how many objects and bytes."""
+    sweep = _Sweep(context.catalog.info().epoch)
+    _delete_condemned(context, sweep, grace_s, only=device)
+    return sweep.deleted, sweep.deleted_bytes
+
+
+def _delete_condemned(context: StoreContext, sweep: _Sweep, grace_s: float, *, only: str | None = None) -> None:
     facts = {f.id: f for f in context.catalog.list_devices()}
     writable = context.fleet.writable()
     after = 0
@@ -102,9 +149,10 @@ def _delete_condemned(context: StoreContext, sweep: _Sweep, grace_s: float) -> N
         after = page[-1].id
         by_device: dict[str, list[Location]] = {}
         for location in page:
-            by_device.setdefault(location.device, []).append(location)
+            if only in (None, location.device):
+                by_device.setdefault(location.device, []).append(location)
         for device_id, rows in by_device.items():
-            if facts[device_id].state == "lost":
+            if is_gone(facts[device_id]):
                 context.catalog.drop([row.id for row in rows])
             elif device_id not in writable:
                 sweep.unreachable.add(facts[device_id].name)
@@ -112,63 +160,97 @@ def _delete_condemned(context: StoreContext, sweep: _Sweep, grace_s: float) -> N
                 _delete_rows(context, facts[device_id], writable[device_id], rows, sweep)
 
 
+def _delete_orphans(context: StoreContext, sweep: _Sweep, grace_s: float) -> None:
+    """Delete what scrubs met on devices and no row tells of; see `Catalog.note_orphans` for why nothing can need it."""
+    facts = {f.id: f for f in context.catalog.list_devices()}
+    writable = context.fleet.writable()
+    after = 0
+    while page := context.catalog.list_orphans(
+        grace_s=grace_s, now=context.runtime.clock.now(), after=after, limit=_PAGE
+    ):
+        after = page[-1].id
+        for device_id in dict.fromkeys(orphan.device for orphan in page):
+            mine = [orphan for orphan in page if orphan.device == device_id]
+            if device_id not in writable:
+                sweep.unreachable.add(facts[device_id].name)
+                continue
+            gone = _delete_objects(
+                context, facts[device_id], writable[device_id], mine, sweep, forget=context.catalog.drop_orphans
+            )
+            sweep.orphans += len(gone)
+
+
 def _delete_rows(
     context: StoreContext, facts: DeviceFacts, device: Device, rows: Sequence[Location], sweep: _Sweep
 ) -> None:
+    gone = _delete_objects(context, facts, device, rows, sweep, forget=context.catalog.drop)
+    sweep.deleted += len(gone)
+    sweep.deleted_bytes += sum(row.length for row in gone)
+
+
+def _delete_objects(
+    context: StoreContext,
+    facts: DeviceFacts,
+    device: Device,
+    found: Sequence[N],
+    sweep: _Sweep,
+    *,
+    forget: Callable[[Sequence[int]], None],
+) -> list[N]:
+    """Delete exact physical names, have the catalog forget those that are seen to be absent then, and return them."""
     failpoints = context.runtime.failpoints
     # A rebuild waits for this lock. Without it, it could list an object that is deleted a moment later, and offer it to pushes.
     with context.place.lock(shared=True) as check_lock:
         try:
             # A catalog that a rebuild has replaced must not delete what the new one may need.
             context.fleet.check_epoch(facts, device, sweep.epoch)
-            _ask_each(context, device, rows, lambda row: device.delete(row.name), before=check_lock)
+            _ask_each(context, device, found, lambda each: device.delete(each.name), before=check_lock)
             failpoints.hit("gc.deleted")
             device.flush()
             failpoints.hit("gc.flushed")
-            absent = _ask_each(context, device, rows, lambda row: _is_absent(device, row))
-            gone = [row for row, is_absent in zip(rows, absent, strict=True) if is_absent]
+            absent = _ask_each(context, device, found, lambda each: _is_absent(device, each.name))
+            gone = [each for each, is_absent in zip(found, absent, strict=True) if is_absent]
         except TensorkeepError:
             check_lock()
             sweep.unreachable.add(facts.name)
-            return
+            return []
         if context.catalog.info().epoch == sweep.epoch:  # else row numbers mean other rows now
-            context.catalog.drop([row.id for row in gone])
+            forget([each.id for each in gone])
     failpoints.hit("gc.dropped")
-    sweep.deleted += len(gone)
-    sweep.deleted_bytes += sum(row.length for row in gone)
+    return gone
 
 
 def _ask_each(
     context: StoreContext,
     device: Device,
-    rows: Sequence[Location],
-    ask: Callable[[Location], T],
+    found: Sequence[N],
+    ask: Callable[[N], T],
     *,
     before: Callable[[], object] = lambda: None,
 ) -> list[T]:
-    """Return what is answered for each row; of a device across a network as many are asked at once as it is quickest with.
+    """Return what is answered for each object; of a device across a network as many are asked at once as it is quickest with.
 
     ``before`` is called, in this thread, ahead of each lot.
     """
     answers: list[T] = []
     inner = innermost(device)
     if not isinstance(inner, ParallelPuts):
-        for row in rows:
+        for each in found:
             before()
-            answers.append(ask(row))
+            answers.append(ask(each))
         return answers
     lot = inner.put_concurrency
     with context.runtime.workers.open_pool(lot, "gc") as pool:
-        for start in range(0, len(rows), lot):
+        for start in range(0, len(found), lot):
             before()
-            asked = [pool.submit(ask, row) for row in rows[start : start + lot]]
-            answers += [each.result() for each in asked]
+            asked = [pool.submit(ask, each) for each in found[start : start + lot]]
+            answers += [answer.result() for answer in asked]
     return answers
 
 
-def _is_absent(device: Device, row: Location) -> bool:
+def _is_absent(device: Device, name: str) -> bool:
     try:
-        device.size_of(row.name)
+        device.size_of(name)
     except NotFound:
         return True
     return False

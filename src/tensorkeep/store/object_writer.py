@@ -69,6 +69,14 @@ class ObjectWriter:
     """Writes the objects of one push session. Thread safe; several batches may be under way at once.
 
     A context manager: when it is left, by an error too, everything that is durable is recorded as stored.
+
+    Args:
+        context: the store.
+        session: the ulid of the push, or of what else writes.
+        down: devices whose copies don't count.
+        allow_soft: whether copies on devices that may not survive a power cut count.
+        allow_degraded: whether objects that find too few devices are no error.
+        read_back: whether each copy is read from its device before it counts.
     """
 
     def __init__(
@@ -79,6 +87,7 @@ class ObjectWriter:
         down: Sequence[str],
         allow_soft: bool,
         allow_degraded: bool,
+        read_back: bool = False,
     ) -> None:
         runtime = context.runtime
         self._context = context
@@ -97,7 +106,7 @@ class ObjectWriter:
         self._full: set[str] = set()
         self._patience = Patience(runtime)
         self._last_heartbeat_s = runtime.clock.monotonic_s()
-        self._uploader = Uploader(self._devices, runtime=runtime)
+        self._uploader = Uploader(self._devices, runtime=runtime, read_back=read_back)
         self._confirmations = Confirmations(self._check_device, runtime.clock)
         self._lost: list[Location] = []
         self._pool = runtime.workers.open_pool(max(4, 2 * len(self._devices)), "write")

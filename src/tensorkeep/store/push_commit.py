@@ -48,7 +48,7 @@ class PushWork:
         self._plan = plan
         self._base = base
         self._writer = writer
-        shares = device_shares(context, target, allow_soft=options.allow_soft)
+        shares = device_shares(context, target.devices, allow_soft=options.allow_soft)
         self._candidates = place_split(plan.split, shares, policy=target.policy)
         self._any_device = tuple(facts.id for facts in target.devices)
         self._lock = threading.Lock()
@@ -156,16 +156,15 @@ class PushWork:
         lack nothing, so that a new device gets its share.
         """
         found = self._context.catalog.locate(keys)
-        uncounted = {*self._target.down, *self._soft()}
+        counted = {facts.id for facts in self._target.devices} - {*self._target.down, *self._soft()}
         owed = self._context.catalog.copies_owed(keys)
         good = {
-            key: [row for row in found.get(key, []) if row.state in USABLE and row.device not in uncounted]
-            for key in keys
+            key: [row for row in found.get(key, []) if row.state in USABLE and row.device in counted] for key in keys
         }
         have = {key: count_copies(rows) for key, rows in good.items()}
         if all(have[key] >= max(copies, owed.get(key, 0)) for key in keys):
             return
-        shares = device_shares(self._context, self._target, allow_soft=self._options.allow_soft)
+        shares = device_shares(self._context, self._target.devices, allow_soft=self._options.allow_soft)
         codes = {key: self._code(key, good[key] or found.get(key, [])) for key in keys}
         policy = self._target.policy if keys[0].kind is ObjectKind.PART else Replicas(copies)
         placed = place_parts(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tensorkeep.errors import AlreadyExists, Integrity, InvalidInput, NotEnoughCopies, Unavailable
+from tensorkeep.errors import AlreadyExists, Integrity, InvalidInput, NotEnoughCopies, TensorkeepError, Unavailable
 from tensorkeep.planning.placement import DeviceShare
 from tensorkeep.planning.policies import check_policy, warn_of_zones
 from tensorkeep.records.device import DeviceFacts, counted_devices
@@ -88,7 +88,7 @@ def find_target(context: StoreContext, name: ModelName | None, options: PushOpti
         )
     policy = _find_policy(context, found, options)
     context.fleet.recheck()
-    members = context.fleet.members()
+    members = [member for member in context.fleet.members() if member.facts.state == "active"]
     down = tuple(member.facts.id for member in members if not member.writable)
     _check_devices(members, policy, options)
     return PushTarget(
@@ -178,17 +178,20 @@ def open_base(context: StoreContext, target: PushTarget, options: PushOptions) -
         return None
 
 
-def device_shares(context: StoreContext, target: PushTarget, *, allow_soft: bool) -> list[DeviceShare]:
-    """Return the devices that can be written now and whose copies count, with their bandwidth and room."""
+def device_shares(context: StoreContext, devices: Sequence[DeviceFacts], *, allow_soft: bool) -> list[DeviceShare]:
+    """Return those of these devices that can be written now and whose copies count, with their bandwidth and room."""
     usage = {row.device: row.bytes for row in context.catalog.device_usage()}
     writable = context.fleet.writable()
-    usable = [facts for facts in target.devices if facts.id in writable]
+    usable = [facts for facts in devices if facts.id in writable]
     counted = [facts for facts in usable if allow_soft or facts.durability == "durable"]
-    rates = known_rates(target.devices)
+    rates = known_rates(devices)
     usual = median(rates.values()) if rates else 1.0  # what was never measured is taken for as fast as the others
     shares = []
     for facts in counted or usable:
-        free = writable[facts.id].free_bytes()
+        try:
+            free = writable[facts.id].free_bytes()
+        except TensorkeepError:
+            continue  # it went just now
         if facts.capacity is not None:
             room = max(0, facts.capacity - usage.get(facts.id, 0))
             free = room if free is None else min(room, free)

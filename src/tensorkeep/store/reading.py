@@ -13,6 +13,7 @@ from tensorkeep.devices.os_errors import translated_os_errors
 from tensorkeep.errors import InvalidInput, TensorkeepError
 from tensorkeep.planning.read_plan import PartRange
 from tensorkeep.records.checks import Checks
+from tensorkeep.records.device import is_gone
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.manifest import File, Manifest, Tensor
 from tensorkeep.runtime import Cancellation, collection_paused
@@ -50,7 +51,7 @@ def choose_verify(context: StoreContext, wanted: Verify | None) -> Verify:
             raise InvalidInput(f"{wanted!r} is no way to verify: use one of {known}", verify=wanted)
         return wanted
     devices = context.catalog.list_devices()
-    return "digest" if any(f.untrusted and f.state == "active" for f in devices) else "blocks"
+    return "digest" if any(f.untrusted and not is_gone(f) for f in devices) else "blocks"
 
 
 class VersionReader:

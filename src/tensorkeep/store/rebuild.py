@@ -22,7 +22,7 @@ from tensorkeep.errors import (
     TensorkeepError,
 )
 from tensorkeep.records.checks import decode_checks
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, is_gone
 from tensorkeep.records.fragment import LONGEST_FOOTER_BYTES, decode_footer, footer_length
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.layout import CATALOG_MANIFEST_BYTES
@@ -154,7 +154,7 @@ def _make_image(found: FoundDevices, journal: FoundJournal) -> CatalogImage:
     state = journal.state
     for device_id, (device, _) in found.devices.items():
         known = state.devices.get(device_id)
-        if known is not None and known.state == "active":
+        if known is not None and not is_gone(known):
             # It may be mounted elsewhere since: where it was found is where it is.
             state.devices[device_id] = msgspec.structs.replace(known, url=device.url)
         elif known is None:
@@ -164,7 +164,7 @@ def _make_image(found: FoundDevices, journal: FoundJournal) -> CatalogImage:
     locations = [
         location
         for device_id, (device, _) in found.devices.items()
-        if state.devices[device_id].state == "active"
+        if not is_gone(state.devices[device_id])
         for location in _list_device(device_id, device)
     ]
     copies: dict[ObjectKey, list[Location]] = {}

@@ -16,7 +16,7 @@ from tensorkeep.errors import (
     TensorkeepError,
     Unavailable,
 )
-from tensorkeep.records.device import DeviceIdentity, counted_devices, decode_identity
+from tensorkeep.records.device import DeviceIdentity, counted_devices, decode_identity, is_gone
 from tensorkeep.runtime import Runtime
 from tensorkeep.store.fleet import write_identity
 from tensorkeep.store.journal import owed_devices
@@ -100,7 +100,7 @@ def _join_known_devices(found: FoundDevices, runtime: Runtime) -> None:
     while new := [
         facts
         for facts in read_journal(found.handles).state.devices.values()
-        if facts.id not in found.devices and facts.id not in asked and facts.state != "lost"
+        if facts.id not in found.devices and facts.id not in asked and not is_gone(facts)
     ]:
         for facts in new:
             asked.add(facts.id)

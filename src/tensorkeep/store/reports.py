@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from tensorkeep.devices.bench import ReaderRate
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, is_gone
 from tensorkeep.transfer.report import LoadReport
 
 ChangeKind = Literal["added", "removed", "changed", "renamed"]
@@ -349,7 +349,10 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What gc did or, in a dry run, would do. ``waiting`` rows are condemned but younger than the grace, or unreachable."""
+    """What gc did or, in a dry run, would do. ``waiting`` rows are condemned but younger than the grace, or unreachable.
+
+    ``swept_orphans`` are objects that no row told of; they are not among the ``deleted``.
+    """
 
     dry_run: bool
     condemned: int
@@ -360,6 +363,7 @@ class GcReport:
     waiting_bytes: int
     swept_unfinished: int
     unreachable: tuple[str, ...] = ()
+    swept_orphans: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +404,143 @@ class UsageReport:
     logical_bytes: int
     stored_bytes: int
     device_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectLeft:
+    """An object with fewer copies than it owes; ``have`` 0 or less: it is lost as long as no device with a copy comes back.
+
+    ``have`` counts how many devices must be lost to lose it. ``versions`` (``model@id``) and ``files`` need it, told of what is lost.
+    """
+
+    kind: str
+    digest: str
+    size_bytes: int
+    have: int
+    owed: int
+    reason: str
+    versions: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> bool:
+        """Whether no copy can be counted any more."""
+        return self.have < 1
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What a repair did: of ``short`` objects ``repaired`` have all their copies again, ``left`` are those that have not.
+
+    ``written_bytes`` are all new copies and fragments, ``device_bytes`` the same by device name.
+    """
+
+    dry_run: bool
+    short: int
+    short_bytes: int
+    repaired: int
+    written_bytes: int
+    device_bytes: dict[str, int]
+    left: tuple[ObjectLeft, ...]
+    unreachable: tuple[str, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything has the copies it owes."""
+        return not self.left
+
+    @property
+    def lost(self) -> tuple[ObjectLeft, ...]:
+        """Objects without any copy that counts."""
+        return tuple(each for each in self.left if each.lost)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceScrub:
+    """What a scrub found on a device.
+
+    ``objects`` were looked at in this pass, also before it was cut off; ``bytes`` were read now. ``orphans`` are objects that no
+    row tells of, met for the first time: gc deletes them after its grace. ``complete`` says that the pass has ended; else the
+    next scrub goes on where it was cut off.
+    """
+
+    device: str
+    objects: int
+    bytes: int
+    bad: int
+    orphans: int
+    complete: bool
+    seconds: float
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubReport:
+    """What a scrub found, device by device; ``depth`` is ``light`` or ``deep``."""
+
+    depth: str
+    devices: tuple[DeviceScrub, ...]
+    seconds: float
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is missing, damaged or could not be looked at."""
+        return tuple(problem for device in self.devices for problem in device.problems)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read."""
+        return sum(device.bytes for device in self.devices)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all devices were looked through, and nothing was found."""
+        return not self.problems and all(device.complete for device in self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """What a drain did: copies made elsewhere, and what of the device's objects was given up, deleted, or is still needed.
+
+    ``left`` are objects that could not get their copies elsewhere; ``waiting`` objects were given up and wait for the grace.
+    """
+
+    device: str
+    repaired: int
+    written_bytes: int
+    device_bytes: dict[str, int]
+    given_up: int
+    deleted: int
+    deleted_bytes: int
+    waiting: int
+    held: int
+    left: tuple[ObjectLeft, ...]
+    seconds: float
+
+    @property
+    def empty(self) -> bool:
+        """Whether the device holds nothing any more."""
+        return not self.held and not self.waiting
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceReport:
+    """What a rebalance did, or with ``dry_run`` would do.
+
+    ``moved`` copies went to another device, ``trimmed`` ones were more than their objects owe. ``before`` and ``after`` are bytes
+    of parts by device name; what was given up is deleted by gc after its grace and not counted in ``after``.
+    """
+
+    dry_run: bool
+    moved: int
+    moved_bytes: int
+    trimmed: int
+    trimmed_bytes: int
+    failed: tuple[str, ...]
+    before: dict[str, int]
+    after: dict[str, int]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,7 +612,7 @@ class StatusReport:
     @property
     def ok(self) -> bool:
         """Whether every device that is not given up answers, and every version has the copies it owes."""
-        active = [device for device in self.devices if device.facts.state != "lost"]
+        active = [device for device in self.devices if not is_gone(device.facts)]
         return not self.short and not self.warnings and all(device.reachable for device in active)
 
 

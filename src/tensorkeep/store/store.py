@@ -16,6 +16,7 @@ from tensorkeep.store.context import StoreContext
 from tensorkeep.store.device_bench import bench_device
 from tensorkeep.store.diff import diff_manifests
 from tensorkeep.store.diff_stats import measure_changes
+from tensorkeep.store.drain import drain_device, remove_device, undrain_device
 from tensorkeep.store.forecast import forecast_push
 from tensorkeep.store.model import Model
 from tensorkeep.store.place import get_first_device
@@ -24,20 +25,27 @@ from tensorkeep.store.progress import progress_callback
 from tensorkeep.store.pull import PullReport, pull_files
 from tensorkeep.store.push import push
 from tensorkeep.store.push_target import PushOptions, make_policy
+from tensorkeep.store.rebalance import rebalance
+from tensorkeep.store.repair import repair
 from tensorkeep.store.reports import (
     DeviceBench,
     DeviceStatus,
     Diff,
+    DrainReport,
     GcReport,
     LogEntry,
     ModelSummary,
     ProgressCallback,
     PushForecast,
+    RebalanceReport,
+    RepairReport,
+    ScrubReport,
     StatusReport,
     UsageReport,
     VerifyReport,
     Version,
 )
+from tensorkeep.store.scrub import scrub
 from tensorkeep.store.structure import open_manifest
 from tensorkeep.store.verify import verify_store, verify_version
 from tensorkeep.transfer.report import Verify
@@ -137,8 +145,60 @@ class DeviceCollection:
         """Return every device with what it holds, lost ones too."""
         return usage.list_devices(self._context)
 
+    def drain(
+        self,
+        name: str,
+        *,
+        grace_s: float = DAY_S,
+        rate_limit: int | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> DrainReport:
+        """Copy what a device holds to the others, then give its copies up; ``empty`` of the report says when it can be removed.
+
+        From the beginning it takes no objects and its copies do not count; it is read as long as it holds some. Each new copy
+        is read back before the old one is given up. Killed and run again, it goes on.
+
+        Args:
+            name: the device.
+            grace_s: seconds for which what was given up is kept, since loads may have begun: it is deleted by a drain, or a gc,
+                after that. 0 deletes at once.
+            rate_limit: bytes of objects per second that are never exceeded; None: no limit.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: there is no such device.
+            InvalidInput: the others are too few for what is stored, or it is gone already.
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+        """
+        report = drain_device(
+            self._context, name, grace_s=grace_s, rate_limit=rate_limit, progress=progress_callback(progress)
+        )
+        self._context.place.write_note(self._context.catalog)
+        return report
+
+    def undrain(self, name: str) -> DeviceFacts:
+        """Have a device that drains take objects again, and its copies count.
+
+        Raises:
+            NotFound: there is no such device.
+            InvalidInput: it does not drain.
+        """
+        return undrain_device(self._context, name)
+
+    def remove(self, name: str) -> DeviceFacts:
+        """Take a drained, empty device out of the store for good. Its folder or bucket can then be deleted.
+
+        Raises:
+            NotFound: there is no such device.
+            InvalidInput: it was not drained.
+            Conflict: it still holds objects (``reason="filled_device"``).
+        """
+        facts = remove_device(self._context, name)
+        self._context.place.write_note(self._context.catalog)
+        return facts
+
     def lost(self, name: str) -> DeviceFacts:
-        """Give a device up for lost: its copies count no more, the next push of a model replaces them.
+        """Give a device up for lost: its copies count no more, `Store.repair` makes them anew on others.
 
         Raises:
             NotFound: there is no such device.
@@ -208,7 +268,7 @@ class Store:
             part_size: bytes, a whole number of MiB up to 64; None: chosen, or the parent's.
             layer_pattern: a regular expression whose groups name the layer in a tensor's name; None: as the usual families do.
             replicas: whole copies of each part, kept by later pushes; None: the model's or the store's policy.
-            ec: erasure coding ``K+M`` (reserved by the format; this version refuses it).
+            ec: erasure coding ``K+M``: each part in K data and M parity fragments on as many devices, M of which may be lost.
             base: a version whose method, part size and packs are taken as if it were the parent.
             allow_soft: count copies on devices that may not survive a power cut.
             allow_degraded: go on with fewer copies when a device is down.
@@ -444,16 +504,110 @@ class Store:
         _, version = revisions.get_version(self._context, parse_revision(spec))
         return verify_version(self._context, version, callback)
 
-    def gc(self, *, dry_run: bool = False, grace_s: float = DAY_S) -> GcReport:
+    def scrub(
+        self,
+        *,
+        deep: bool = False,
+        devices: Sequence[str] = (),
+        rate_limit: int | None = None,
+        restart: bool = False,
+        progress: bool | ProgressCallback | None = None,
+    ) -> ScrubReport:
+        """Look devices through for missing and damaged objects, all devices at once; mark what is bad, for `repair`.
+
+        A light scrub compares listings with the catalog, and notes objects that no row tells of for `gc`; a deep one reads and
+        compares every byte. Each goes on where the last one of its depth was cut off.
+
+        Args:
+            deep: read every byte.
+            devices: names; none: all.
+            rate_limit: bytes per second that are never exceeded on each device; None: no limit.
+            restart: begin anew.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: there is no such device in use.
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+        """
+        return scrub(
+            self._context,
+            depth="deep" if deep else "light",
+            devices=devices,
+            rate_limit=rate_limit,
+            restart=restart,
+            progress=progress_callback(progress),
+        )
+
+    def repair(
+        self,
+        *,
+        without: Sequence[str] = (),
+        rate_limit: int | None = None,
+        dry_run: bool = False,
+        progress: bool | ProgressCallback | None = None,
+    ) -> RepairReport:
+        """Give whatever has fewer copies than it owes the others again, the most endangered first; say exactly what is lost.
+
+        A copy is read, verified, written, and read back before it counts. Copies on a device that can't be reached count, as
+        it may come back: nothing is copied because a disk is not mounted. Killed and run again, it goes on.
+
+        Args:
+            without: devices whose copies are not to count this time, though they may come back.
+            rate_limit: bytes of objects per second that are never exceeded; None: no limit.
+            dry_run: only say what lacks copies.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: there is no such device.
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+        """
+        return repair(
+            self._context,
+            without=without,
+            rate_limit=rate_limit,
+            dry_run=dry_run,
+            progress=progress_callback(progress),
+        )
+
+    def rebalance(
+        self,
+        *,
+        rate_limit: int | None = None,
+        dry_run: bool = False,
+        progress: bool | ProgressCallback | None = None,
+    ) -> RebalanceReport:
+        """Move parts until each device holds its share by bandwidth and room, and give up copies that nobody owes any more.
+
+        As few bytes move as that takes: to a new device about its share. A copy is given up only when the new one was read
+        back and counts; gc deletes it after its grace. Killed and run again, it goes on.
+
+        Args:
+            rate_limit: bytes of copies per second that are never exceeded; None: no limit.
+            dry_run: only say what would move.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+        """
+        return rebalance(self._context, rate_limit=rate_limit, dry_run=dry_run, progress=progress_callback(progress))
+
+    def gc(self, *, dry_run: bool = False, grace_s: float = DAY_S, max_fraction: float | None = None) -> GcReport:
         """Delete what no version uses from the devices.
 
         Two steps: what nothing uses is condemned now, and deleted by the first gc after the grace (readers may have open
         plans). A grace of 0 is safe for what is stored: commits and condemnations lock the same rows.
 
+        Args:
+            dry_run: only say what would be condemned and deleted.
+            grace_s: seconds for which what was condemned is kept.
+            max_fraction: of the stored bytes: more are not condemned at once, since that is more often a mistake than meant.
+                None: as many as it takes.
+
         Raises:
-            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``), or too much would be condemned
+                (``reason="gc_brake"``).
         """
-        return gc.collect(self._context, dry_run=dry_run, grace_s=grace_s)
+        return gc.collect(self._context, dry_run=dry_run, grace_s=grace_s, max_fraction=max_fraction)
 
     def du(self, spec: str | None = None) -> UsageReport:
         """Return the space of all versions, of a model, or of one ``model@revision``."""

@@ -16,6 +16,7 @@ from tensorkeep.devices.forwarding import innermost
 from tensorkeep.devices.protocol import BatchPuts, Device, ParallelPuts
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.runtime import Runtime, WorkerPool
+from tensorkeep.store.read_back import compare_stored
 
 
 class Upload(NamedTuple):
@@ -40,11 +41,13 @@ class Uploader:
     Args:
         devices: by id.
         runtime: workers and failpoints.
+        read_back: whether what is durable is also read from the device and compared with what was sent, before it counts.
     """
 
-    def __init__(self, devices: Mapping[str, Device], *, runtime: Runtime) -> None:
+    def __init__(self, devices: Mapping[str, Device], *, runtime: Runtime, read_back: bool = False) -> None:
         self._devices = devices
         self._runtime = runtime
+        self._read_back = read_back
         self._stack = ExitStack()
         self._pools: dict[str, WorkerPool] = {}
         for number, (device_id, device) in enumerate(devices.items()):
@@ -69,6 +72,8 @@ class Uploader:
         except TensorkeepError as error:
             return UploadResult([], uploads, error)
         self._runtime.failpoints.hit("push.part_flushed")
+        if self._read_back:
+            errors = self._compare(device_id, device, uploads, errors)
         failures = [error for error in errors if error is not None]
         # Where one of them is for good, so is the device.
         failures.sort(key=lambda error: bool(error.facts.get("passing")))
@@ -77,6 +82,26 @@ class Uploader:
             [upload for upload, error in zip(uploads, errors, strict=True) if error is not None],
             failures[0] if failures else None,
         )
+
+    def _compare(
+        self,
+        device_id: str,
+        device: Device,
+        uploads: Sequence[Upload],
+        errors: Sequence[TensorkeepError | None],
+    ) -> list[TensorkeepError | None]:
+        """Return the errors, with those of objects that do not read back as they were sent."""
+        pool = self._pools.get(device_id)
+        if pool is None:
+            return [
+                error or compare_stored(device, upload.location.name, upload.data)
+                for upload, error in zip(uploads, errors, strict=True)
+            ]
+        tasks = [
+            None if error else pool.submit(compare_stored, device, upload.location.name, upload.data)
+            for upload, error in zip(uploads, errors, strict=True)
+        ]
+        return [error or (task.result() if task else None) for error, task in zip(errors, tasks, strict=True)]
 
     def _put(self, device_id: str, device: Device, uploads: Sequence[Upload]) -> list[TensorkeepError | None]:
         pool = self._pools.get(device_id)

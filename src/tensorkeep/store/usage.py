@@ -1,6 +1,7 @@
 """Space and state at a glance: ``du`` and ``status``."""
 
 from tensorkeep.errors import TensorkeepError
+from tensorkeep.records.device import DeviceFacts, is_gone
 from tensorkeep.records.names import parse_revision
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Member
@@ -34,7 +35,7 @@ def _choose(context: StoreContext, spec: str | None) -> list[tuple[str, str, int
 
 
 def list_devices(context: StoreContext) -> list[DeviceStatus]:
-    """Return every device, lost ones too, with what it holds by the catalog and whether it can be used now."""
+    """Return every device, those that are gone too, with what it holds by the catalog and whether it can be used now."""
     context.fleet.recheck()
     usage = {row.device: row for row in context.catalog.device_usage()}
     flushed = context.catalog.flushed()
@@ -47,7 +48,7 @@ def list_devices(context: StoreContext) -> list[DeviceStatus]:
         rows.append(
             DeviceStatus(
                 facts=facts,
-                problem=_problem(member),
+                problem=_problem(facts, member),
                 objects=held.locations if held else 0,
                 bytes=held.bytes if held else 0,
                 bad_objects=held.bad_locations if held else 0,
@@ -58,9 +59,9 @@ def list_devices(context: StoreContext) -> list[DeviceStatus]:
     return rows
 
 
-def _problem(member: Member | None) -> str | None:
+def _problem(facts: DeviceFacts, member: Member | None) -> str | None:
     if member is None:
-        return "marked lost"
+        return f"marked {facts.state}"
     return str(member.problem) if member.problem is not None else None
 
 
@@ -97,7 +98,7 @@ def read_status(context: StoreContext, location: str) -> StatusReport:
 def _warnings(devices: list[DeviceStatus]) -> list[str]:
     warnings = []
     for device in devices:
-        if device.facts.state == "active" and device.problem is not None:
+        if not is_gone(device.facts) and device.problem is not None:
             warnings.append(
                 f"device {device.facts.name} can't be used: {device.problem}; by the catalog it holds "
                 f"{device.objects} objects, {device.bytes} bytes"

@@ -3,25 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from blake3 import blake3
-
 from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Integrity, NotFound, TensorkeepError
-from tensorkeep.records.device import IDENTITY_NAME
+from tensorkeep.records.device import IDENTITY_NAME, is_gone
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.runtime import Cancellation
+from tensorkeep.store.checking import CHUNK_BYTES, check_copy
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Member
-from tensorkeep.store.fragments import check_footer, object_bytes
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.reports import Problem, ProgressCallback, VerifyReport
 from tensorkeep.store.verify_journal import check_journal
 from tensorkeep.transfer.memory import allocate
 
-_CHUNK_BYTES = 4 << 20
 _PAGE = 2000
 _READERS_A_DEVICE = 2
 
@@ -72,7 +69,7 @@ def _read_all(
     context: StoreContext, locations: Sequence[Location], progress: ProgressCallback | None
 ) -> tuple[list[Problem], _Findings]:
     readable = context.fleet.readable()
-    active = {facts.id for facts in context.catalog.list_devices() if facts.state == "active"}
+    active = {facts.id for facts in context.catalog.list_devices() if not is_gone(facts)}
     names = context.fleet.names()
     counter = ByteProgress(progress, "verify", sum(loc.length for loc in locations if loc.device in readable))
     findings = _Findings()
@@ -110,10 +107,10 @@ def _read_all(
 
 def _read_lane(device: Device, locations: Sequence[Location], count: Callable[[int], None]) -> _Findings:
     findings = _Findings()
-    scratch = allocate(_CHUNK_BYTES)
+    scratch = allocate(CHUNK_BYTES)
     for location in locations:
         try:
-            _check_copy(device, location, scratch)
+            check_copy(device, location, scratch)
             findings.good.append(location)
         except NotFound as error:
             findings.bad.append((location, "missing", error.message))
@@ -124,42 +121,6 @@ def _read_lane(device: Device, locations: Sequence[Location], count: Callable[[i
         findings.bytes += location.length
         count(location.length)
     return findings
-
-
-def _check_copy(device: Device, location: Location, scratch: memoryview) -> None:
-    size, should = device.size_of(location.name), object_bytes(location)
-    if size != should:
-        raise Integrity(f"it has {size} bytes instead of {should}")
-    for attempt in range(2):  # a bit may have flipped on the way: only what is wrong twice is the copy's
-        expected = _find_digest(device, location, should, is_last=attempt == 1)
-        digest = _read_digest(device, location, scratch)
-        if digest == expected:
-            return
-    raise Integrity(f"its bytes have digest {digest.hex()}")
-
-
-def _find_digest(device: Device, location: Location, size: int, *, is_last: bool) -> bytes | None:
-    """Return the digest that the bytes of a row should have: of a fragment what its footer says, None where that is damaged."""
-    if location.fragment is None:
-        return location.key.digest
-    start = location.offset + location.length
-    tail = bytearray(size - start)
-    device.read_into(location.name, start, [memoryview(tail)])
-    try:
-        return bytes.fromhex(check_footer(bytes(tail), location).digest)
-    except Integrity:
-        if is_last:
-            raise
-        return None
-
-
-def _read_digest(device: Device, location: Location, scratch: memoryview) -> bytes:
-    hasher = blake3()
-    for start in range(0, location.length, len(scratch)):
-        view = scratch[: min(len(scratch), location.length - start)]
-        device.read_into(location.name, location.offset + start, [view])
-        hasher.update(view)
-    return hasher.digest(length=len(location.key.digest))
 
 
 def _problems_of(findings: _Findings, names: dict[str, str]) -> list[Problem]:

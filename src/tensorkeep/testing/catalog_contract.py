@@ -14,6 +14,7 @@ from tensorkeep.testing.catalog_journal_contract import JournalRules, RebuildRul
 from tensorkeep.testing.catalog_names_contract import DeviceRules, NameRules
 from tensorkeep.testing.catalog_push_contract import StageRules
 from tensorkeep.testing.catalog_race_contract import RaceRules
+from tensorkeep.testing.catalog_repair_contract import RepairRules
 
 
 class CatalogContract(
@@ -24,6 +25,7 @@ class CatalogContract(
     CommitRules,
     ReadRules,
     GcRules,
+    RepairRules,
     JournalRules,
     StaleRules,
     RebuildRules,

@@ -70,6 +70,8 @@ class Operations:
             lambda c: c.survey(sorted(self._keys)),
             lambda c: c.copies_owed(sorted(self._keys)),
             lambda c: c.count_short([version.id for version in self._versions]),
+            _short_of,
+            lambda c: [c.list_on(device, after=0, limit=10_000) for device in self._device_ids()],
             lambda c: [c.find_manifest(version.manifest) for version in self._versions],
         ):
             self._ask(ask)
@@ -203,7 +205,9 @@ class Operations:
         else:
             old = self._random.choice(devices)
             new = msgspec.structs.replace(
-                old, bandwidth=self._random.randrange(9), state=self._random.choice((*["active"] * 7, "lost"))
+                old,
+                bandwidth=self._random.randrange(9),
+                state=self._random.choice((*["active"] * 7, "draining", "draining", "removed", "lost")),
             )
             self._ask(lambda c: c.change_device(old, new, heads=(), now=self._scene.clock.now()))
 
@@ -211,6 +215,14 @@ class Operations:
         """Note good and bad rows."""
         good, bad = self._some_rows(), self._some_rows()
         self._ask(lambda c: c.record_checked(good=good, bad=bad))
+
+    def do_retire(self) -> None:
+        """Give up copies that may not be needed."""
+        rows = self._random.sample(self._rows, min(len(self._rows), 12))
+        down = self._random.sample(self._device_ids(), self._random.randrange(2))
+        now, short = self._scene.clock.now(), _short_of(self.catalogs[0])
+        self._ask(lambda c: c.retire(rows, down=down, heads=(), now=now))
+        assert _short_of(self.catalogs[0]) == short  # whatever was given up, nothing lacks copies for it
 
     def do_collect(self) -> None:
         """Condemn, and drop some of what is condemned."""
@@ -305,6 +317,16 @@ class Operations:
             locations=[row for row in catalog.locate_all(after=0, limit=10_000) if row.state in states],
             manifests={},
         )
+
+
+def _short_of(catalog: Catalog) -> list[tuple[ObjectKey, int, int, int]]:
+    """Return what lacks copies; each catalog numbers objects as it likes."""
+    found = catalog.list_short(after=0, limit=10_000)
+    assert [each.id for each in found] == sorted({each.id for each in found})
+    assert catalog.list_short(parts=False, after=0, limit=10_000) == [
+        each for each in found if each.key.kind is not ObjectKind.PART
+    ]
+    return sorted((each.key, each.size_bytes, each.have, each.owed) for each in found)
 
 
 def told_by(catalog: Catalog) -> StoreState:

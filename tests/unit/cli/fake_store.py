@@ -16,8 +16,10 @@ from tensorkeep.store.pull import PullReport
 from tensorkeep.store.reports import (
     DeviceBench,
     DeviceForecast,
+    DeviceScrub,
     DeviceStatus,
     Diff,
+    DrainReport,
     FileChange,
     FileForecast,
     FileInfo,
@@ -27,12 +29,16 @@ from tensorkeep.store.reports import (
     LayerBalance,
     LogEntry,
     ModelSummary,
+    ObjectLeft,
     PrefetchReport,
     Problem,
     Progress,
     PushForecast,
     PushReport,
+    RebalanceReport,
     RebuildReport,
+    RepairReport,
+    ScrubReport,
     ShortVersion,
     StatusReport,
     TensorChange,
@@ -314,6 +320,14 @@ KNOWN_NAMES = KnownNames(
 )
 
 
+LEFT = ObjectLeft("part", "ab" * 32, 7_000_000, 0, 2, "no good copy is left", (f"{MODEL}@v1",), ("model.safetensors",))
+SHORT = ObjectLeft("part", "cd" * 32, 7_000_000, 1, 2, "no device can be written")
+SCRUB_REPORT = ScrubReport("deep", (DeviceScrub("nvme0", 12, 3_000_000, 0, 1, True, 0.5, ()),), 0.5)
+REPAIR_REPORT = RepairReport(False, 5, 3_000_000, 5, 3_000_000, {"nvme1": 3_000_000}, (), (), 0.5)
+REBALANCE_REPORT = RebalanceReport(False, 3, 25, 1, 5, (), {"nvme0": 100, "hdd0": 0}, {"nvme0": 75, "hdd0": 25}, 0.5)
+DRAIN_REPORT = DrainReport("nvme0", 5, 3_000_000, {"nvme1": 3_000_000}, 5, 5, 3_000_000, 0, 0, (), 0.5)
+
+
 @dataclass
 class FakeStore:
     """Answers each promise with the report that ``answers`` holds, or raises it where it is an exception."""
@@ -329,6 +343,9 @@ class FakeStore:
             "devices.check": CHECK,
             "devices.list": [DEVICE, DOWN_DEVICE],
             "devices.lost": FACTS,
+            "devices.drain": DRAIN_REPORT,
+            "devices.undrain": FACTS,
+            "devices.remove": FACTS,
             "plan": FORECAST,
             "push": Version(**{**_fields(VERSION), "report": PUSH_REPORT}),
             "pull": PullReport(
@@ -354,6 +371,9 @@ class FakeStore:
             "rm": OLD_VERSION,
             "rm_model": 2,
             "verify": VerifyReport(objects=20, bytes=3_000_000, seconds=0.5, problems=()),
+            "scrub": SCRUB_REPORT,
+            "repair": REPAIR_REPORT,
+            "rebalance": REBALANCE_REPORT,
             "gc": GcReport(False, 4, 400, 3, 300, 1, 100, 2, ()),
             "du": UsageReport(
                 (UsageRow(MODEL, OLD_ID, 10, 9, 1), UsageRow(MODEL, NEW_ID, 20, 18, 5)),
@@ -392,6 +412,9 @@ class FakeStore:
             check=self._door("devices.check"),
             list=self._door("devices.list"),
             lost=self._door("devices.lost"),
+            drain=self._door("devices.drain"),
+            undrain=self._door("devices.undrain"),
+            remove=self._door("devices.remove"),
         )
 
     def model(self, spec: str) -> Any:

@@ -18,14 +18,20 @@ from tests.unit.cli.fake_store import (
     BENCH,
     DAMAGE,
     DEVICE,
+    DRAIN_REPORT,
     FACTS,
     FORECAST,
+    LEFT,
     LOAD_REPORT,
     MODEL,
     NEW_ID,
     OLD_ID,
     PUSH_REPORT,
+    REBALANCE_REPORT,
     REFUSED,
+    REPAIR_REPORT,
+    SCRUB_REPORT,
+    SHORT,
     VERSION,
     problem_report,
 )
@@ -640,10 +646,62 @@ def test_verify_exits_with_0_when_all_is_good_and_with_6_when_not(run: Run) -> N
 
 def test_gc_reads_the_grace_with_its_unit(run: Run) -> None:
     ran = run("gc", "--dry-run", "--grace", "90m", gc=GcReport(True, 4, 400, 3, 300, 1, 100, 2, ("hdd0",)))
-    assert ran.call == ("gc", (), {"dry_run": True, "grace_s": 5400.0})
+    assert ran.call == ("gc", (), {"dry_run": True, "grace_s": 5400.0, "max_fraction": None})
     assert "would be deleted" in ran.out
     assert "device hdd0 could not be reached" in ran.err
-    assert run("gc").call == ("gc", (), {"dry_run": False, "grace_s": 86400.0})
+    assert run("gc").call == ("gc", (), {"dry_run": False, "grace_s": 86400.0, "max_fraction": None})
+    assert run("gc", "--max-fraction", "0.2").call[2]["max_fraction"] == 0.2
+
+
+def test_scrub_names_what_is_wrong_and_exits_with_6_then(run: Run) -> None:
+    good = run("scrub", "--deep", "--device", "nvme0", "--rate-limit", "2MB/s", "--restart")
+    words = {"deep": True, "devices": ["nvme0"], "rate_limit": 2_000_000, "restart": True}
+    assert (good.code, good.call) == (0, ("scrub", (), words))
+    assert "all good" in good.out
+    [device] = SCRUB_REPORT.devices
+    bad = run(
+        "scrub",
+        scrub=dataclasses.replace(
+            SCRUB_REPORT, devices=(dataclasses.replace(device, problems=problem_report().problems),)
+        ),
+    )
+    assert bad.code == 6
+    assert "digest differs" in bad.out
+
+
+def test_repair_says_what_is_lost_and_exits_with_8_then(run: Run) -> None:
+    good = run("repair", "--without", "hdd0", "--rate-limit", "1GB/s")
+    assert (good.code, good.call[2]) == (0, {"without": ["hdd0"], "dry_run": False, "rate_limit": 1_000_000_000})
+    bad = run("repair", repair=dataclasses.replace(REPAIR_REPORT, left=(SHORT, LEFT), unreachable=("hdd0",)))
+    assert bad.code == 8
+    lost, short = [line for line in bad.out.splitlines() if line.startswith("part ")]
+    assert "LOST" in lost
+    assert "1 of 2" in short
+    assert "2 objects short of copies, 1 of them LOST" in bad.out
+    assert "device hdd0 can't be reached: its copies count as there" in bad.err
+
+
+def test_rebalance_shows_what_each_device_holds(run: Run) -> None:
+    ran = run("rebalance", "--dry-run")
+    assert ran.call == ("rebalance", (), {"dry_run": True, "rate_limit": None})
+    assert "25% of all" in ran.out
+    assert run("rebalance", rebalance=dataclasses.replace(REBALANCE_REPORT, failed=("part ab: no room",))).code == 8
+
+
+def test_drain_says_how_far_the_device_is(run: Run) -> None:
+    ran = run("device", "drain", "nvme0", "--grace", "2h")
+    assert ran.call == ("devices.drain", ("nvme0",), {"grace_s": 7200.0, "rate_limit": None})
+    assert "empty: it can be removed" in ran.out
+    for words, said in (
+        ({"waiting": 3}, "run it again after the grace"),
+        ({"held": 3}, "not empty yet"),
+        ({"held": 3, "left": (SHORT,)}, "copies that could not be made elsewhere"),
+    ):
+        other = run("device", "drain", "nvme0", **{"devices.drain": dataclasses.replace(DRAIN_REPORT, **words)})
+        assert said in other.out
+        assert other.code == (8 if "left" in words else 0)
+    assert run("device", "drain", "nvme0", "--cancel").call == ("devices.undrain", ("nvme0",), {})
+    assert run("device", "remove", "nvme0").call == ("devices.remove", ("nvme0",), {})
 
 
 def test_du_shows_versions_devices_and_sums(run: Run) -> None:

@@ -23,11 +23,15 @@ COMMANDS = (
         "branch",
         "rm",
         "verify",
+        "scrub",
+        "repair",
+        "rebalance",
         "gc",
         "du",
         "status",
     ),
-    *("rebuild-catalog", "device", "device add", "device ls", "device bench", "device lost", "split", "join"),
+    *("rebuild-catalog", "device", "device add", "device ls", "device bench", "device drain", "device remove"),
+    *("device lost", "split", "join"),
 )
 HEAVY = ("sqlalchemy", "alembic", "numpy", "torch", "msgspec", "zstandard", "blake3", "rich", "asyncio")
 

@@ -14,19 +14,35 @@ from tensorkeep.cli.documents import json_text, to_plain
 from tensorkeep.cli.failures import INTERRUPTED
 from tensorkeep.errors import ERROR_TABLE
 from tests.unit.cli.conftest import Run
-from tests.unit.cli.fake_store import DAMAGE, DIFF, LOAD_REPORT, MODEL, problem_report
+from tests.unit.cli.fake_store import (
+    DAMAGE,
+    DIFF,
+    DRAIN_REPORT,
+    LEFT,
+    LOAD_REPORT,
+    MODEL,
+    REPAIR_REPORT,
+    SCRUB_REPORT,
+    SHORT,
+    problem_report,
+)
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
-OPEN = ("unmapped_bytes", "aliases", "facts", "device_bytes", "branches", "tags", "metadata")
+OPEN = ("unmapped_bytes", "aliases", "facts", "device_bytes", "branches", "tags", "metadata", "before", "after")
 """Objects whose keys are names, not promises."""
 
 SHARED = {
     "device check → conformance": "device add → conformance",
     "device lost → conformance": "device add → conformance",
+    "device remove → conformance": "device add → conformance",
     "device ls → devices[] → conformance": "device add → conformance",
     "status → devices[] → conformance": "device add → conformance",
     "status → devices[]": "device ls → devices[]",
     "device lost": "device add",
+    "device remove": "device add",
+    "device drain → left[]": "repair → left[]",
+    "repair → lost[]": "repair → left[]",
+    "scrub → devices[] → problems[]": "verify → problems[]",
     "show → version": "push",
     "log → entries[] → version": "push",
     "ls MODEL → versions[]": "push",
@@ -42,6 +58,8 @@ COMMANDS = {
     "device check": ("device", "check", "nvme0"),
     "device bench": ("device", "bench", "nvme0", "hdd0"),
     "device ls": ("device", "ls"),
+    "device drain": ("device", "drain", "nvme0"),
+    "device remove": ("device", "remove", "nvme0"),
     "device lost": ("device", "lost", "nvme0", "--yes"),
     "plan": ("plan", "./llama", MODEL),
     "push": ("push", "./llama", MODEL),
@@ -61,6 +79,9 @@ COMMANDS = {
     "branch MODEL": ("branch", MODEL),
     "rm": ("rm", f"{MODEL}@v1"),
     "verify": ("verify",),
+    "scrub": ("scrub",),
+    "repair": ("repair",),
+    "rebalance": ("rebalance",),
     "gc": ("gc",),
     "du": ("du",),
     "status": ("status",),
@@ -91,18 +112,24 @@ def objects(path: str, value: Any) -> Iterator[tuple[str, set[str]]]:
             yield from objects(f"{path}[]", item)
 
 
+def troubled() -> dict[str, Any]:
+    """Return answers of upkeep that found something: so that what they say of it is there too."""
+    problems = problem_report().problems
+    devices = tuple(dataclasses.replace(device, problems=problems) for device in SCRUB_REPORT.devices)
+    return {
+        "verify": problem_report(),
+        "scrub": dataclasses.replace(SCRUB_REPORT, devices=devices),
+        "repair": dataclasses.replace(REPAIR_REPORT, left=(LEFT, SHORT)),
+        "devices.drain": dataclasses.replace(DRAIN_REPORT, left=(SHORT,)),
+    }
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_keys_of_each_document_are_those_of_the_documentation(run: Run, command: str) -> None:
     documented = documented_keys()
     report = dataclasses.replace(LOAD_REPORT, damaged=(DAMAGE,))
     pulled = run("pull", MODEL).doors.store.answers["pull"]
-    ran = run(
-        *COMMANDS[command],
-        "--json",
-        load=report,
-        pull=dataclasses.replace(pulled, load=report),
-        verify=problem_report(),
-    )
+    ran = run(*COMMANDS[command], "--json", load=report, pull=dataclasses.replace(pulled, load=report), **troubled())
     found: dict[str, set[str]] = defaultdict(set)
     for path, keys in objects(command, ran.document):
         found[_shared(path)] |= keys
@@ -124,7 +151,7 @@ def test_every_documented_object_is_one_that_a_command_prints(run: Run) -> None:
     pulled = run("pull", MODEL).doors.store.answers["pull"]
     seen = set()
     for command, words in COMMANDS.items():
-        ran = run(*words, "--json", load=report, pull=dataclasses.replace(pulled, load=report), verify=problem_report())
+        ran = run(*words, "--json", load=report, pull=dataclasses.replace(pulled, load=report), **troubled())
         seen |= {_shared(path) for path, _ in objects(command, ran.document)}
     assert set(documented_keys()) == seen
 

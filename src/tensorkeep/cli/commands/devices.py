@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tensorkeep.cli.command import YesOption
+from tensorkeep.cli.copying import RateLimitOption, left_blocks, parse_limit
 from tensorkeep.cli.documents import device_document
 from tensorkeep.cli.session import Session
 from tensorkeep.cli.suggestions import suggest_devices
 from tensorkeep.cli.tables import Block, Facts, Table
-from tensorkeep.cli.units import human_count, human_duration, human_rate, human_size, parse_rate, parse_size
-from tensorkeep.errors import ERROR_TABLE, TensorkeepError
+from tensorkeep.cli.units import (
+    human_count,
+    human_duration,
+    human_rate,
+    human_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
+from tensorkeep.errors import ERROR_TABLE, NotEnoughCopies, TensorkeepError
 
 if TYPE_CHECKING:
     from tensorkeep.records.conformance import Conformance
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from tensorkeep.records.device import DeviceFacts
     from tensorkeep.store.reports import DeviceBench, DeviceStatus
 
+_GONE = ("lost", "removed")  # as `records.device` has them, which would make every --help wait for what it imports
 DEVICE_HEADINGS = ("DEVICE", "STATE", "ZONE", ">OBJECTS", ">STORED", ">FREE", ">BANDWIDTH", "NOTE")
 BENCH_HEADINGS = (
     "DEVICE",
@@ -162,6 +172,72 @@ def bench(
         raise failure
 
 
+def drain(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.", autocompletion=suggest_devices)],
+    *,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Have it take objects again, and its copies count.")] = False,
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="TIME", help="Keep what was given up less than this ago.")
+    ] = "24h",
+    rate_limit: RateLimitOption = None,
+) -> None:
+    """Empty a device, so that it can be removed.
+
+    What it holds is copied to the others, then given up there.
+    It takes no objects from now on, and its copies do not count; it is still read. What was given up is deleted by a drain, or
+    a gc, after the grace: --grace 0 deletes at once. Killed, it goes on when it is run again. The exit code is 8 where copies could
+    not be made.
+    """
+    with session.store() as store, session.progress() as progress:
+        if cancel:
+            facts = store.devices.undrain(name)
+            session.show(facts, lambda: [f"device {facts.name} takes objects again"])
+            return
+        report = store.devices.drain(
+            name,
+            grace_s=parse_duration(grace, what="grace"),
+            rate_limit=parse_limit(rate_limit),
+            progress=progress,
+        )
+
+    def blocks() -> list[Block]:
+        found = left_blocks(report.left)
+        state = "empty: it can be removed" if report.empty else "not empty yet: run it again"
+        if report.held and report.left:
+            state = "not empty: it holds copies that could not be made elsewhere"
+        elif report.waiting and not report.held:
+            state = "run it again after the grace"
+        found.append(
+            Facts(
+                [
+                    ("device", report.device),
+                    ("copied", f"{human_count(report.repaired, 'object')}, {human_size(report.written_bytes)}"),
+                    ("given up", human_count(report.given_up, "object")),
+                    ("deleted", f"{human_count(report.deleted, 'object')}, {human_size(report.deleted_bytes)}"),
+                    ("holds", f"{human_count(report.held, 'object')}, {report.waiting:,} more wait for the grace"),
+                    ("time", human_duration(report.seconds)),
+                    ("state", state),
+                ]
+            )
+        )
+        return found
+
+    session.show(report, blocks)
+    if report.left:
+        raise typer.Exit(ERROR_TABLE[NotEnoughCopies.code].exit_code)
+
+
+def remove(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device.", autocompletion=suggest_devices)],
+) -> None:
+    """Take a drained, empty device out of the store for good."""
+    with session.store() as store:
+        facts = store.devices.remove(name)
+    session.show(facts, lambda: [f"device {facts.name} is removed; nothing at {facts.url} is needed any more"])
+
+
 def lost(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The device.", autocompletion=suggest_devices)],
@@ -174,7 +250,9 @@ def lost(
         raise typer.Exit(1)
     with session.store() as store:
         facts = store.devices.lost(name)
-    session.show(facts, lambda: [f"device {facts.name} is given up; push its models again to restore lost copies"])
+    session.show(
+        facts, lambda: [f"device {facts.name} is given up; `tensorkeep repair` makes its copies anew on others"]
+    )
 
 
 def _refusal(facts: "DeviceFacts") -> str:
@@ -207,16 +285,19 @@ def device_table(statuses: "Iterable[DeviceStatus]") -> Table:
 
 
 def state_of(status: "DeviceStatus") -> str:
-    """Return ``ok``, ``lost`` or ``DOWN``."""
-    if status.facts.state == "lost":
-        return "lost"
-    return "ok" if status.reachable else "DOWN"
+    """Return ``ok``, ``draining``, ``lost``, ``removed`` or ``DOWN``."""
+    facts = status.facts
+    if facts.state in _GONE:
+        return facts.state
+    if not status.reachable:
+        return "DOWN"
+    return "ok" if facts.state == "active" else facts.state
 
 
 def note_on(status: "DeviceStatus") -> str:
     """Return what is wrong with a device, or remarkable."""
     notes = [
-        status.problem if status.problem and status.facts.state != "lost" else "",
+        status.problem if status.problem and status.facts.state not in _GONE else "",
         _refusal(status.facts),
         f"{status.bad_objects:,} damaged" if status.bad_objects else "",
         f"journal {status.journal_behind:,} behind" if status.journal_behind else "",

@@ -52,13 +52,28 @@ def gc(
     grace: Annotated[
         str, typer.Option("--grace", metavar="TIME", help="Keep what was given up less than this ago.")
     ] = "24h",
+    max_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--max-fraction",
+            metavar="F",
+            help="Refuse to give up more than this of all bytes, e.g. 0.2.",
+            min=0.0,
+            max=1.0,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Free what no version uses.
 
     What is unused is given up at once, and deleted by the first gc after the grace. --grace 0 deletes at once; it is safe.
     """
     with session.store() as store:
-        report = store.gc(dry_run=dry_run, grace_s=parse_duration(grace, what="grace"))
+        report = store.gc(
+            dry_run=dry_run,
+            grace_s=parse_duration(grace, what="grace"),
+            max_fraction=max_fraction,
+        )
     for device in report.unreachable:
         session.warn(f"device {device} could not be reached: what is to be deleted there waits", device=device)
 
@@ -74,6 +89,7 @@ def gc(
                     (f"{would}deleted", amount(report.deleted, report.deleted_bytes)),
                     ("waiting", amount(report.waiting, report.waiting_bytes)),
                     ("unfinished writes", f"{report.swept_unfinished:,} {would}swept"),
+                    ("objects unknown", f"{report.swept_orphans:,} {would}swept"),
                     ("grace", grace),
                 ]
             )

@@ -1,0 +1,243 @@
+"""Giving objects the copies that they owe: read from a good copy or put together from fragments, written, read back, counted.
+
+Repair, drain and a store that gets another device all do this. What a run that was killed has written counts; the next one does
+the rest. The objects that may lose fewest more devices come first.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from tensorkeep.catalog.counting import best_form
+from tensorkeep.catalog.protocol import Location, ObjectKey, ShortObject
+from tensorkeep.catalog.rules import USABLE
+from tensorkeep.devices.rate_limit import TokenBucket
+from tensorkeep.errors import TensorkeepError
+from tensorkeep.planning.placement import DeviceShare, place_parts
+from tensorkeep.records.device import DeviceFacts, counted_devices
+from tensorkeep.records.layout import MIB
+from tensorkeep.records.naming import ObjectKind, VersionName, parse_physical_name
+from tensorkeep.records.redundancy import ErasureCoded, Replicas, parse_form
+from tensorkeep.store.context import StoreContext
+from tensorkeep.store.fragments import held_part
+from tensorkeep.store.journal import new_ulid
+from tensorkeep.store.object_writer import NewObject, ObjectWriter
+from tensorkeep.store.progress import ByteProgress
+from tensorkeep.store.push_target import device_shares
+from tensorkeep.store.reports import ProgressCallback
+from tensorkeep.store.structure import read_object
+
+_PAGE = 2000
+_BATCH_BYTES = 64 * MIB
+_BATCH_OBJECTS = 64
+_WORKERS = 4
+
+
+@dataclass(slots=True)
+class Healed:
+    """What became of objects that lacked copies: ``failed`` says why some still do, by object."""
+
+    keys: set[ObjectKey] = field(default_factory=set)
+    failed: dict[ObjectKey, str] = field(default_factory=dict)
+    written_bytes: int = 0
+    device_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def find_short(context: StoreContext, *, down: Sequence[str] = (), parts: bool = True) -> list[ShortObject]:
+    """Return objects with fewer copies than they owe, those that may lose fewest more devices first.
+
+    Args:
+        context: the store.
+        down: devices whose copies don't count. One that only can't be reached now is not among them: its copies are there.
+        parts: False leaves out the parts, so that only what describes versions is found.
+    """
+    found: list[ShortObject] = []
+    after = 0
+    while page := context.catalog.list_short(down=down, parts=parts, after=after, limit=_PAGE):
+        after = page[-1].id
+        found += page
+    return sorted(found, key=lambda short: (short.have, short.id))
+
+
+def heal(
+    context: StoreContext,
+    short: Sequence[ShortObject],
+    *,
+    down: Sequence[str] = (),
+    rate_limit: int | None = None,
+    progress: ProgressCallback | None = None,
+    step: str = "repair",
+) -> Healed:
+    """Give objects the copies that they owe, as far as devices can be read and written; return what became of them.
+
+    Each new copy is read back from its device before it counts. Nothing is removed.
+
+    Args:
+        context: the store.
+        short: what lacks copies, in the order in which it is to be healed.
+        down: devices whose copies don't count.
+        rate_limit: bytes of objects per second that are never exceeded; None: no limit.
+        progress: told of the bytes of objects that are done.
+        step: what progress calls this.
+    """
+    healed = Healed()
+    if not short:
+        return healed
+    session = new_ulid(context.runtime)
+    context.catalog.begin_push(session, now=context.runtime.clock.now())
+    try:
+        # Soft devices count only where no durable one is: `counted_devices` has chosen already.
+        with ObjectWriter(context, session, down=down, allow_soft=True, allow_degraded=True, read_back=True) as writer:
+            work = _Healing(context, writer, healed, _bucket(context, rate_limit))
+            work.run(short, ByteProgress(progress, step, sum(each.size_bytes for each in short)))
+    finally:
+        context.catalog.end_push(session)
+    healed.written_bytes = writer.tally.written_bytes
+    healed.device_bytes = dict(writer.tally.device_bytes)
+    return healed
+
+
+def _bucket(context: StoreContext, rate_limit: int | None) -> TokenBucket | None:
+    return TokenBucket(rate_limit, context.runtime.clock) if rate_limit else None
+
+
+class _Healing:
+    """One run over what lacks copies, page by page; the objects of a page are healed in parallel."""
+
+    def __init__(self, context: StoreContext, writer: ObjectWriter, healed: Healed, bucket: TokenBucket | None) -> None:
+        self._context = context
+        self._writer = writer
+        self._healed = healed
+        self._bucket = bucket
+
+    def run(self, short: Sequence[ShortObject], counter: ByteProgress) -> None:
+        failpoints = self._context.runtime.failpoints
+        with self._context.runtime.workers.open_pool(_WORKERS, "heal") as pool:
+            for start in range(0, len(short), _PAGE):
+                page = short[start : start + _PAGE]
+                objects = self._plan(page)
+                failpoints.hit("repair.planned")
+                tasks = [pool.submit(self._heal_batch, batch, counter) for batch in _batches(objects)]
+                for task in tasks:
+                    task.result()
+                for lost in self._writer.settle():
+                    self._healed.keys.discard(lost.key)
+                    self._healed.failed[lost.key] = "its device was another one when it was written"
+                failpoints.hit("repair.written")
+                self._settle_states([each.key for each in page])
+                failpoints.hit("repair.recorded")
+
+    def _plan(self, page: Sequence[ShortObject]) -> list["_Planned"]:
+        """Return what is to be restored, with the devices for it: those of one form are placed together, by bandwidth and room."""
+        devices = counted_devices(self._context.catalog.list_devices())
+        shares = self._shares(devices)
+        located = self._context.catalog.locate([each.key for each in page])
+        planned = []
+        for each in page:
+            rows = located[each.key]
+            if not shares:
+                self._healed.failed[each.key] = "no device can be written"
+            elif not rows:
+                self._healed.failed[each.key] = "no copy is known"
+            else:
+                planned.append(_Planned(each, rows, _code_of(rows, each.owed)))
+        planned.sort(key=lambda plan: (plan.short.have, plan.policy_name))
+        for _, group in groupby(planned, key=lambda plan: (plan.short.have, plan.policy_name)):
+            _place(list(group), shares)
+        return planned
+
+    def _shares(self, devices: Sequence[DeviceFacts]) -> list[DeviceShare]:
+        """Return the devices that can take copies; all that they hold counts as given, so that a new one gets most."""
+        held = {row.device: row.bytes for row in self._context.catalog.device_usage()}
+        shares = device_shares(self._context, devices, allow_soft=True)
+        return [replace(share, given_bytes=held.get(share.id, 0)) for share in shares]
+
+    def _heal_batch(self, batch: Sequence["_Planned"], counter: ByteProgress) -> None:
+        objects = []
+        for plan in batch:
+            if self._bucket is not None:
+                self._bucket.take(plan.short.size_bytes)
+            try:
+                data = read_object(self._context, plan.short.key)
+            except TensorkeepError as error:
+                self._healed.failed[plan.short.key] = error.message
+                continue
+            objects.append(plan.to_write(data))
+        self._write(objects)
+        for plan in batch:
+            counter.count(plan.short.size_bytes)
+
+    def _write(self, objects: Sequence[NewObject]) -> None:
+        try:
+            self._writer.write(objects)
+            self._healed.keys.update(new.key for new in objects)
+        except TensorkeepError as error:
+            if len(objects) <= 1:
+                self._healed.failed.update({new.key: error.message for new in objects})
+                return
+            for new in objects:  # one that finds no place must not keep the others from theirs
+                self._write([new])
+
+    def _settle_states(self, keys: Sequence[ObjectKey]) -> None:
+        """Have new copies of what versions refer to be live, so that gc need not look at them each time."""
+        found = self._context.catalog.locate(keys)
+        stored = [row.id for rows in found.values() for row in rows if row.state == "stored"]
+        if stored:
+            self._context.catalog.record_checked(good=stored, bad=[])
+
+
+@dataclass(slots=True)
+class _Planned:
+    """An object to restore: its rows, the code that it is kept in (None: whole copies), where new copies may go."""
+
+    short: ShortObject
+    rows: Sequence[Location]
+    code: ErasureCoded | None
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def policy_name(self) -> str:
+        return str(self.code or Replicas(self.short.owed))
+
+    def to_write(self, data: bytes) -> NewObject:
+        model = None
+        if self.short.key.kind is ObjectKind.VERSION:
+            name = parse_physical_name(self.rows[0].name)
+            assert isinstance(name, VersionName)
+            model = name.model
+        return NewObject(self.short.key, data, len(data), self.short.owed, self.candidates, model=model, code=self.code)
+
+
+def _code_of(rows: Sequence[Location], owed: int) -> ErasureCoded | None:
+    """Return the code that an object is kept in: of the fragments that are good, else of those that are bad.
+
+    None where it has no fragments, or owes more copies than all fragments of the code are: whole copies make up for it.
+    """
+    fragments = [row for row in rows if row.fragment is not None]
+    best = best_form([row for row in fragments if row.state in USABLE]) or best_form(fragments)
+    code = parse_form(best[0].form) if best else None
+    return code if code is not None and code.losses + 1 >= owed else None
+
+
+def _place(group: Sequence[_Planned], shares: Sequence[DeviceShare]) -> None:
+    policy = group[0].code or Replicas(group[0].short.owed)
+    wanted = []
+    for plan in group:
+        good = [row for row in plan.rows if row.state in USABLE]
+        wanted.append(held_part(good, plan.short.size_bytes, plan.code))
+    for plan, candidates in zip(group, place_parts(wanted, shares, policy=policy, short=True), strict=True):
+        plan.candidates = candidates
+
+
+def _batches(planned: Sequence[_Planned]) -> Iterator[list[_Planned]]:
+    """Yield runs of objects that are read and written together."""
+    batch: list[_Planned] = []
+    size = 0
+    for plan in planned:
+        if batch and (size + plan.short.size_bytes > _BATCH_BYTES or len(batch) == _BATCH_OBJECTS):
+            yield batch
+            batch, size = [], 0
+        batch.append(plan)
+        size += plan.short.size_bytes
+    if batch:
+        yield batch
