@@ -27,6 +27,7 @@ from bench.push_bars import push_figures
 from bench.remote import open_remote_figures, remote_figures
 from bench.striping import striping_figures
 from bench.structure import structure_figures
+from bench.upkeep import upkeep_figures
 from bench.work import get_model
 
 
@@ -41,6 +42,7 @@ def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], I
         "remote": lambda: remote_figures(rounds, model=model),
         "remote-open": lambda: open_remote_figures(rounds, model=model),
         "erasure": lambda: erasure_figures(source, rounds),
+        "upkeep": lambda: upkeep_figures(source, rounds),
         "structure": lambda: structure_figures(rounds),
         "catalog": lambda: catalog_figures(rounds),
         "gpu": lambda: gpu_figures(source, rounds),

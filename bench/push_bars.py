@@ -67,7 +67,7 @@ def push_against_copy(source: Path, pairs: int) -> list[Figure]:
         [
             Contender("push", push, lambda: prepare(store=True)),
             Contender("copy", lambda: copy_and_sync(source, WORK / COPY), lambda: prepare(store=False)),
-            Contender("ceiling", lambda: _write_direct(WORK / CEILING, size), lambda: prepare(store=False)),
+            Contender("ceiling", lambda: write_direct(WORK / CEILING, size), lambda: prepare(store=False)),
         ],
         rounds=pairs,
     )
@@ -155,7 +155,7 @@ def _random_chunks(size_bytes: int) -> Iterator[bytes]:
         yield chance.bytes(min(_CHUNK_BYTES, size_bytes - start))
 
 
-def _write_direct(path: Path, size_bytes: int) -> None:
+def write_direct(path: Path, size_bytes: int) -> None:
     """Write as many bytes as a push does, from one piece of memory, past the page cache: what the disk can take."""
     path.unlink(missing_ok=True)
     memory = allocate(_CHUNK_BYTES)

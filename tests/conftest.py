@@ -101,6 +101,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if counts := [
+        value
+        for report in terminalreporter.getreports("passed")
+        for key, value in getattr(report, "user_properties", ())
+        if key == "fuzz"
+    ]:
+        terminalreporter.section("fuzzed")
+        for line in counts:
+            terminalreporter.line(line)
     for reason, names in config.stash[_LEFT_OUT].items():
         terminalreporter.section(f"left out: {len(names)} tests {reason}")
         for name in names:

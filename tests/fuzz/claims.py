@@ -9,13 +9,15 @@ import zstandard
 
 from tensorkeep.records.json_text import encode_canonical
 from tests.fuzz.answers import END, START
-from tests.fuzz.examples import IDENTITY, MANIFEST, answer, footers, parts_index
+from tests.fuzz.examples import DEVICE, IDENTITY, MANIFEST, answer, footers, parts_index
 from tests.unit.formats import gguf_bytes as gguf
 from tests.unit.formats import torch_files as pickles
 from tests.unit.formats.hdf5_files import hdf5_file
 from tests.unit.formats.zip_bytes import MAX16, MAX32, MadeMember, make_zip, zip64_extra
 
 HUGE = (1 << 31, (1 << 32) - 1, 1 << 60, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+DEEP = b"[" * 5000 + b"]" * 5000
+
 BEYOND = (1 << 64, 10**400, 10**4299)
 """Numbers that only text can hold."""
 
@@ -215,6 +217,16 @@ CLAIMS: Mapping[str, list[bytes]] = {
     "parts index inside": _parts_index_inside(),
     "version": [b'{"format":%d}' % size for size in (*HUGE, *BEYOND)],
     "entry": [b'{"format":1,"seq":%d}' % size for size in (*HUGE, *BEYOND)],
+    "stat cache": [
+        *(b'{"/a":[%d,2,3,4,5,"a"]}' % size for size in (*HUGE, *BEYOND)),
+        b'{"/a":[1,2,3,4,5,"a",' + DEEP + b"]}",
+    ],
+    "learned rates": [
+        *(b'{"%s":[5,%d]}' % (DEVICE.encode(), size) for size in (*HUGE, *BEYOND)),
+        b'{"a":[1,2.0,' + DEEP + b"]}",
+    ],
+    "store note": [b'{"store":"a","devices":[],"x":' + DEEP + b"}", b'{"store":"\xff","devices":[]}'],
+    "node config": [b"a = " + b"9" * 5000, b"a = " + DEEP],
     "policy": [b"replicas=%d" % size for size in (*HUGE, *BEYOND)],
     "answer heads": _answers(),
     "answer to a range": _answers(),

@@ -387,6 +387,10 @@ EXAMPLES: Mapping[str, Callable[[], list[bytes]]] = {
     "values": _texts(
         "ab" * 32, MOMENT, "0026" + MOMENT[4:], "BF16", "GGUF:Q4_K", "NPY:>f4", "NPY:<M8[3D]", ">c16", "<M8[ns]", "|b1"
     ),
+    "stat cache": lambda: [b'{"/a/w.bin":[1,2,3,4,5,"%s"],"/b":[1,2,3,4,5,"%s"]}' % (b"ab" * 32, b"cd" * 32)],
+    "learned rates": lambda: [b'{"%s":[5,1000000.5],"01JD000000DEVC0000000000CC":[null,7.0]}' % DEVICE.encode()],
+    "store note": _texts('{"store":"01JD000000STRE0000000000AA","devices":["file:///a","s3:b"]}'),
+    "node config": _texts('[cache]\nfolder = "/nvme/cache"\nlimit_bytes = 500_000_000_000\n', "# nothing\n"),
     "answer heads": lambda: [*_range_answers(), *_object_answers()],
     "answer to a range": _range_answers,
     "answer with an object": _object_answers,

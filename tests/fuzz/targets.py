@@ -5,14 +5,18 @@ is a crash. A target whose name ends with "inside" puts the bytes into what else
 zstd, an archive), so that a change of a byte gets past the first check. What was believed is also used, as its callers use it.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import zstandard
 
 from tensorkeep.devices.object_names import check_object_name
-from tensorkeep.errors import Format, InvalidInput, TensorkeepError
+from tensorkeep.errors import Format, Integrity, InvalidInput, TensorkeepError
 from tensorkeep.formats import hdf5_child
 from tensorkeep.formats.checking import check_structure
 from tensorkeep.formats.gguf_split import check_splits
@@ -22,7 +26,7 @@ from tensorkeep.formats.opaque import OPAQUE
 from tensorkeep.formats.protocol import FileStructure, TensorLayout
 from tensorkeep.formats.registry import find_reader, read_metadata, read_structure
 from tensorkeep.records.checks import decode_checks
-from tensorkeep.records.device import decode_identity, encode_identity
+from tensorkeep.records.device import DeviceFacts, decode_identity, encode_identity
 from tensorkeep.records.digest import parse_digest
 from tensorkeep.records.dtype import get_dtype, npy_name, packed_shape
 from tensorkeep.records.fragment import FragmentFooter, decode_footer, encode_footer
@@ -51,6 +55,11 @@ from tensorkeep.records.redundancy import ErasureCoded, fragment_length, parse_f
 from tensorkeep.records.sealing import seal
 from tensorkeep.records.ulid import parse_ulid, ulid_time
 from tensorkeep.records.version import decode_version, encode_version
+from tensorkeep.store.folder_place import FolderPlace
+from tensorkeep.store.learned_rates import find_rates
+from tensorkeep.store.node_config import VARIABLE, read_node_config
+from tensorkeep.store.places import NOTE_FILE
+from tensorkeep.store.stat_cache import StatCache
 from tests.fuzz.answers import read_heads, read_object, read_range
 from tests.fuzz.hdf5_server import ReplayedProbe, lend_probe
 from tests.fuzz.zips import torch_archive
@@ -326,6 +335,45 @@ def _first_of(*readers: Callable[[], object]) -> None:
         raise refusals[-1]
 
 
+# ------------------------------------------------------------------------------ files of this machine
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of this process, in memory where that can be; removed when it ends."""
+    return tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+
+
+def _put(name: str, data: bytes) -> Path:
+    path = Path(_folder().name) / name
+    path.unlink(missing_ok=True)  # some file systems wait for the disk when a file is overwritten
+    path.write_bytes(data)
+    return path
+
+
+def _stat_cache(data: bytes) -> None:
+    """A cache that can't be read is an empty one."""
+    if not StatCache(_put("files.json", data).parent)._known:
+        raise Integrity("nothing is known")
+
+
+def _learned_rates(data: bytes) -> None:
+    device = DeviceFacts(
+        id="01JD000000DEVC0000000000BB", name="a", url="s3:b", zone="z", durability="durable", bandwidth=5
+    )
+    if not find_rates(_put("rates.json", data).parent, [device]):
+        raise Integrity("nothing was learned")
+
+
+def _store_note(data: bytes) -> None:
+    if FolderPlace(_put(NOTE_FILE, data).parent).find_note() is None:
+        raise Integrity("there is no note that can be read")
+
+
+def _node_config(data: bytes) -> None:
+    read_node_config({VARIABLE: os.fspath(_put("node.toml", data))})
+
+
 TARGETS: Mapping[str, Target] = {
     "safetensors": _file_target("m.safetensors"),
     "safetensors inside": _safetensors_inside,
@@ -357,6 +405,10 @@ TARGETS: Mapping[str, Target] = {
     "ulid": _ulid,
     "paths": _paths,
     "values": _values,
+    "stat cache": _stat_cache,
+    "learned rates": _learned_rates,
+    "store note": _store_note,
+    "node config": _node_config,
     "answer heads": read_heads,
     "answer to a range": read_range,
     "answer with an object": read_object,

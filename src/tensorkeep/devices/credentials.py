@@ -69,7 +69,7 @@ def find_gcs_key(reference: str, environment: Mapping[str, str]) -> str:
         text = _read_private(name)
     try:
         account = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         account = None
     if not (isinstance(account, dict) and account.get("private_key") and account.get("client_email")):
         raise _no_credentials(

@@ -115,7 +115,7 @@ class FolderPlace:
         """Return the note in the folder, or None where there is none that can be read."""
         try:
             return msgspec.json.decode((self.folder / NOTE_FILE).read_bytes(), type=StoreNote)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def write_note(self, catalog: Catalog) -> None:

@@ -148,7 +148,7 @@ class _Healing:
 
     def _shares(self, devices: Sequence[DeviceFacts]) -> list[DeviceShare]:
         """Return the devices that can take copies; all that they hold counts as given, so that a new one gets most."""
-        held = {row.device: row.bytes for row in self._context.catalog.device_usage()}
+        held = {row.device: row.bytes - row.bad_bytes for row in self._context.catalog.device_usage()}
         shares = device_shares(self._context, devices, allow_soft=True)
         return [replace(share, given_bytes=held.get(share.id, 0)) for share in shares]
 

@@ -92,7 +92,7 @@ def _learn(folder: Path, loads: Iterable[tuple[DeviceFacts, DeviceLoad]]) -> Non
 def _read(folder: Path) -> dict[str, LearnedRate]:
     try:
         return msgspec.json.decode((folder / _FILE).read_bytes(), type=dict[str, LearnedRate])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
 
 

@@ -53,7 +53,7 @@ def read_node_config(environment: Mapping[str, str]) -> NodeConfig:
         return NodeConfig()
     try:
         config = msgspec.convert(tomllib.loads(found.text), type=NodeConfig)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # of TOML, and of integers without end
         raise InvalidInput(f"{found.path} is no configuration of a node: {error}", path=str(found.path)) from error
     _check(config, found.path)
     return config

@@ -74,7 +74,7 @@ class StatCache:
             return {}
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, KnownFile])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
 
     @staticmethod
