@@ -14,6 +14,7 @@ from tensorkeep.records.digest import blake3_256
 from tensorkeep.records.naming import ObjectKind, PartName, physical_name
 from tensorkeep.runtime import Runtime, SeededRandomness
 from tensorkeep.store import scrub as scrubbing
+from tensorkeep.store.checking import check_copy
 from tensorkeep.store.fleet import open_by_facts
 from tensorkeep.store.reports import Problem
 from tensorkeep.store.store import Store
@@ -204,6 +205,47 @@ def test_a_device_that_fails_in_mid_scrub_marks_nothing_and_the_next_scrub_goes_
     assert {device.device: device.complete for device in report.devices} == {"d0": True, "d1": False, "d2": True}
     assert {row.state for row in locations(store)} == {"live"}
     assert world.open().scrub(deep=True).ok
+
+
+def test_one_object_that_cannot_be_read_is_bad_and_does_not_stop_the_scrub(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrubbing, "_PAGE", 4)
+    faulty: dict[str, FaultyDevice] = {}
+
+    def opener(facts: DeviceFacts, runtime: Runtime) -> Device:
+        return faulty.setdefault(facts.name, FaultyDevice(open_by_facts(facts, runtime)))
+
+    store = world.open(opener=opener)
+    names = names_of(store)
+    row = locations(store)[0]
+    store.status()
+    faulty[names[row.device]].fail("read_into", Unavailable, matching=lambda name: name == row.name)
+    report = store.scrub(deep=True)
+    assert found(report.problems) == {("corrupt", names[row.device], row.name)}
+    assert {device.complete for device in report.devices} == {True}
+    assert [each.id for each in locations(store) if each.state == "bad"] == [row.id]
+    assert store.repair().ok
+    assert_loads(world.open(), f"{MODEL}@v0", weights(0))
+
+
+def test_what_gc_takes_away_meanwhile_is_not_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = world.open()
+    store.push(weights(1), MODEL, part_size=MIB, tag="v1")
+    check = check_copy
+    done: list[bool] = []
+
+    def remove_first(*arguments: object, **words: object) -> None:
+        if not done:
+            done.append(True)
+            other = world.open()
+            other.delete_tag(MODEL, "v0")
+            other.rm(f"{MODEL}@{other.log(MODEL)[1].id}")
+            assert other.gc(grace_s=0).deleted > 0
+        check(*arguments, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scrubbing, "check_copy", remove_first)
+    assert store.scrub(deep=True).problems == ()
 
 
 def test_an_unknown_device_is_refused(world: World) -> None:

@@ -447,8 +447,8 @@ class Catalog(Protocol):
     ) -> list[int]:
         """Condemn those of these rows, in order, without which their objects have all the copies they owe; return which.
 
-        Counted are usable copies on active devices that are not ``down``, and durable ones only where the row is on a durable
-        device. Rows of objects that no version refers to, and staged ones, are left to `condemn`.
+        Counted are usable copies on active devices that are not ``down``. A row on a durable device goes only where as many durable
+        copies are left as there were, or as are owed. Rows of objects that no version refers to, and staged ones, are left to `condemn`.
 
         Raises:
             Conflict: the catalog is stale.

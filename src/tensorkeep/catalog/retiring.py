@@ -37,10 +37,14 @@ def choose_retired(
         going = by_id.get(number)
         if going is None or going.key not in owed or going.state not in (*rules.USABLE, "bad"):
             continue
-        others = [row for row in counted.get(going.key, {}).values() if row.id != number]
+        mine = counted.get(going.key, {})
+        others = [row for row in mine.values() if row.id != number]
+        if count_copies(others) < owed[going.key]:
+            continue
         if going.device in durable:  # what survives a power cut is not given up for what may not
-            others = [row for row in others if row.device in durable]
-        if count_copies(others) >= owed[going.key]:
-            retired.append(number)
-            counted.get(going.key, {}).pop(number, None)
+            before = count_copies(row for row in mine.values() if row.device in durable)
+            if count_copies(row for row in others if row.device in durable) < min(owed[going.key], before):
+                continue
+        mine.pop(number, None)
+        retired.append(number)
     return retired

@@ -4,15 +4,13 @@ A device that drains is read as before, but takes no objects, and its copies do 
 theirs elsewhere too. Killed anywhere, nothing is lost: running it again goes on.
 """
 
-from contextlib import suppress
-
 import msgspec
 
 from tensorkeep.catalog.protocol import DeviceHead
 from tensorkeep.errors import Conflict, InvalidInput, NotFound, PermissionDenied
 from tensorkeep.records.device import DeviceFacts, DeviceState, is_gone
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.gc import condemn_unused, delete_on
+from tensorkeep.store.gc import condemn_unused, delete_on, refuse_unseen
 from tensorkeep.store.journal import record_change, refuse_stale
 from tensorkeep.store.repair import repair, retire_on
 from tensorkeep.store.reports import DrainReport, ProgressCallback
@@ -31,13 +29,17 @@ def drain_device(
     facts = _find_used(context, name)
     context.fleet.recheck()
     refuse_stale(context)
+    refuse_unseen(context)
     if facts.state == "active":
         _change_state(context, facts, "draining")
     context.runtime.failpoints.hit("drain.begun")
     made = repair(context, without=(), rate_limit=rate_limit, dry_run=False, progress=progress)
-    with suppress(Conflict):  # so much is unused that a person is to look first: then the device keeps its share of it
+    try:
         # What a push that goes on has there is its own until it commits, and needs other copies for that.
         condemn_unused(context, dry_run=False, grace_s=_SPARED_S, max_fraction=_MOST_UNUSED)
+    except Conflict as error:
+        if error.facts.get("reason") != "gc_brake":
+            raise  # else so much is unused that a person is to look first, by gc: then the device keeps its share of it
     given_up = retire_on(context, facts.id)
     context.runtime.failpoints.hit("drain.retired")
     deleted, deleted_bytes = delete_on(context, facts.id, grace_s=grace_s)
@@ -54,6 +56,7 @@ def drain_device(
         deleted_bytes=deleted_bytes,
         waiting=waiting,
         held=held,
+        reachable=facts.id in context.fleet.writable(),
         left=made.left,
         seconds=context.runtime.clock.monotonic_s() - started_s,
     )

@@ -36,7 +36,6 @@ class _Sweep:
 def collect(context: StoreContext, *, dry_run: bool, grace_s: float, max_fraction: float | None) -> GcReport:
     """Condemn, delete, drop; or say what that would do. See `Store.gc`."""
     context.fleet.recheck()
-    _refuse_unseen(context)
     sweep, swept = _Sweep(context.catalog.info().epoch), 0
     summary = condemn_unused(context, dry_run=dry_run, grace_s=grace_s, max_fraction=max_fraction)
     if not dry_run:
@@ -64,7 +63,7 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float, max_fractio
     )
 
 
-def _refuse_unseen(context: StoreContext) -> None:
+def refuse_unseen(context: StoreContext) -> None:
     """Return if every device was seen since the catalog was rebuilt: one that was not may need what no version here uses.
 
     Raises:
@@ -90,13 +89,16 @@ def condemn_unused(context: StoreContext, *, dry_run: bool, grace_s: float, max_
     """Condemn what nothing uses, or only say what that would be.
 
     Raises:
-        Conflict: the catalog is stale, or ``reason="gc_brake"``: it is more than that fraction of what is stored.
+        Conflict: the catalog is stale, ``reason="unseen_device"``, or ``reason="gc_brake"``: it is more than that fraction of what
+            is stored.
     """
+    refuse_unseen(context)
     catalog, clock = context.catalog, context.runtime.clock
-    summary = catalog.condemn(grace_s=grace_s, dry_run=True, heads=context.fleet.heads(), now=clock.now())
-    if dry_run:
-        return summary
-    _refuse_much(context, summary.bytes, max_fraction)
+    if dry_run or max_fraction is not None:
+        summary = catalog.condemn(grace_s=grace_s, dry_run=True, heads=context.fleet.heads(), now=clock.now())
+        if dry_run:
+            return summary
+        _refuse_much(context, summary.bytes, max_fraction)
     return catalog.condemn(grace_s=grace_s, dry_run=False, heads=context.fleet.heads(), now=clock.now())
 
 

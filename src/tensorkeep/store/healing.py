@@ -14,10 +14,10 @@ from tensorkeep.catalog.rules import USABLE
 from tensorkeep.devices.rate_limit import TokenBucket
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.planning.placement import DeviceShare, place_parts
-from tensorkeep.records.device import DeviceFacts, counted_devices
+from tensorkeep.records.device import counted_devices
 from tensorkeep.records.layout import MIB
 from tensorkeep.records.naming import ObjectKind, VersionName, parse_physical_name
-from tensorkeep.records.redundancy import ErasureCoded, Replicas, parse_form
+from tensorkeep.records.redundancy import ErasureCoded, Replicas, fragment_bytes, parse_form
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fragments import held_part
 from tensorkeep.store.journal import new_ulid
@@ -35,10 +35,11 @@ _WORKERS = 4
 
 @dataclass(slots=True)
 class Healed:
-    """What became of objects that lacked copies: ``failed`` says why some still do, by object."""
+    """What became of objects that lacked copies: ``failed`` says why some still do, ``warnings`` what devices had."""
 
     keys: set[ObjectKey] = field(default_factory=set)
     failed: dict[ObjectKey, str] = field(default_factory=dict)
+    warnings: set[str] = field(default_factory=set)
     written_bytes: int = 0
     device_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -93,6 +94,7 @@ def heal(
     finally:
         context.catalog.end_push(session)
     healed.written_bytes = writer.tally.written_bytes
+    healed.warnings = {warning for warning in writer.tally.warnings if warning.startswith("device ")}
     healed.device_bytes = dict(writer.tally.device_bytes)
     return healed
 
@@ -109,6 +111,8 @@ class _Healing:
         self._writer = writer
         self._healed = healed
         self._bucket = bucket
+        # What devices hold counts as given, so that a new one gets most; read once, since it takes a look at every row.
+        self._held = {row.device: row.bytes - row.bad_bytes for row in context.catalog.device_usage()}
 
     def run(self, short: Sequence[ShortObject], counter: ByteProgress) -> None:
         failpoints = self._context.runtime.failpoints
@@ -130,7 +134,7 @@ class _Healing:
     def _plan(self, page: Sequence[ShortObject]) -> list["_Planned"]:
         """Return what is to be restored, with the devices for it: those of one form are placed together, by bandwidth and room."""
         devices = counted_devices(self._context.catalog.list_devices())
-        shares = self._shares(devices)
+        shares = device_shares(self._context, devices, allow_soft=True)
         located = self._context.catalog.locate([each.key for each in page])
         planned = []
         for each in page:
@@ -143,14 +147,23 @@ class _Healing:
                 planned.append(_Planned(each, rows, _code_of(rows, each.owed)))
         planned.sort(key=lambda plan: (plan.short.have, plan.policy_name))
         for _, group in groupby(planned, key=lambda plan: (plan.short.have, plan.policy_name)):
-            _place(list(group), shares)
+            self._place(list(group), shares)
         return planned
 
-    def _shares(self, devices: Sequence[DeviceFacts]) -> list[DeviceShare]:
-        """Return the devices that can take copies; all that they hold counts as given, so that a new one gets most."""
-        held = {row.device: row.bytes - row.bad_bytes for row in self._context.catalog.device_usage()}
-        shares = device_shares(self._context, devices, allow_soft=True)
-        return [replace(share, given_bytes=held.get(share.id, 0)) for share in shares]
+    def _place(self, group: Sequence["_Planned"], shares: Sequence[DeviceShare]) -> None:
+        """Find devices for objects of one form; what they get counts as given to them from then on."""
+        given = [replace(share, given_bytes=self._held.get(share.id, 0)) for share in shares]
+        policy = group[0].code or Replicas(group[0].short.owed)
+        wanted = []
+        for plan in group:
+            good = [row for row in plan.rows if row.state in USABLE]
+            wanted.append(held_part(good, plan.short.size_bytes, plan.code))
+        for plan, candidates in zip(group, place_parts(wanted, given, policy=policy, short=True), strict=True):
+            plan.candidates = candidates
+            holders = {row.device for row in plan.rows if row.state in USABLE}
+            size = fragment_bytes(plan.short.size_bytes, plan.code.data) if plan.code else plan.short.size_bytes
+            for device in [each for each in candidates if each not in holders][: plan.short.owed - plan.short.have]:
+                self._held[device] = self._held.get(device, 0) + size
 
     def _heal_batch(self, batch: Sequence["_Planned"], counter: ByteProgress) -> None:
         objects = []
@@ -217,16 +230,6 @@ def _code_of(rows: Sequence[Location], owed: int) -> ErasureCoded | None:
     best = best_form([row for row in fragments if row.state in USABLE]) or best_form(fragments)
     code = parse_form(best[0].form) if best else None
     return code if code is not None and code.losses + 1 >= owed else None
-
-
-def _place(group: Sequence[_Planned], shares: Sequence[DeviceShare]) -> None:
-    policy = group[0].code or Replicas(group[0].short.owed)
-    wanted = []
-    for plan in group:
-        good = [row for row in plan.rows if row.state in USABLE]
-        wanted.append(held_part(good, plan.short.size_bytes, plan.code))
-    for plan, candidates in zip(group, place_parts(wanted, shares, policy=policy, short=True), strict=True):
-        plan.candidates = candidates
 
 
 def _batches(planned: Sequence[_Planned]) -> Iterator[list[_Planned]]:

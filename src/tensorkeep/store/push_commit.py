@@ -9,10 +9,11 @@ from tensorkeep.catalog.rules import USABLE, version_keys
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotEnoughCopies
 from tensorkeep.planning.placement import place_parts, place_split
 from tensorkeep.planning.splitting import PlannedPart
+from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import ObjectKind
-from tensorkeep.records.redundancy import ErasureCoded, Replicas
+from tensorkeep.records.redundancy import ErasureCoded, Replicas, metadata_copies
 from tensorkeep.records.version import VersionRecord, encode_version
 from tensorkeep.runtime import Cancellation
 from tensorkeep.store.context import StoreContext
@@ -156,7 +157,8 @@ class PushWork:
         lack nothing, so that a new device gets its share.
         """
         found = self._context.catalog.locate(keys)
-        counted = {facts.id for facts in self._target.devices} - {*self._target.down, *self._soft()}
+        devices = self._active_devices()
+        counted = {facts.id for facts in devices} - {*self._target.down, *self._soft()}
         owed = self._context.catalog.copies_owed(keys)
         good = {
             key: [row for row in found.get(key, []) if row.state in USABLE and row.device in counted] for key in keys
@@ -164,7 +166,7 @@ class PushWork:
         have = {key: count_copies(rows) for key, rows in good.items()}
         if all(have[key] >= max(copies, owed.get(key, 0)) for key in keys):
             return
-        shares = device_shares(self._context, self._target.devices, allow_soft=self._options.allow_soft)
+        shares = device_shares(self._context, devices, allow_soft=self._options.allow_soft)
         codes = {key: self._code(key, good[key] or found.get(key, [])) for key in keys}
         policy = self._target.policy if keys[0].kind is ObjectKind.PART else Replicas(copies)
         placed = place_parts(
@@ -175,6 +177,16 @@ class PushWork:
                 data = read_object(self._context, key)
                 new = NewObject(key, data, len(data), copies, candidates, model=self._target.model.id, code=codes[key])
                 self._writer.write([new])
+
+    def _active_devices(self) -> list[DeviceFacts]:
+        """Return those of the push's devices that are active by now: one may drain, or be lost, since it began."""
+        active = {facts.id for facts in self._context.catalog.list_devices() if facts.state == "active"}
+        return [facts for facts in self._target.devices if facts.id in active]
+
+    def _metadata_copies(self) -> int:
+        """Return what manifest, checks and version record owe, by the devices that are left."""
+        left = len(counted_devices(self._active_devices()))
+        return min(self._target.metadata_copies, metadata_copies(self._target.policy, left))
 
     def _code(self, key: ObjectKey, rows: Sequence[Location]) -> ErasureCoded | None:
         """Return how an object that is known by these rows is cut; only parts are."""
@@ -243,7 +255,7 @@ class PushWork:
             expected_head=target.head.id if target.head else None,
             tag=options.tag,
             copies=1 if degraded else target.copies,
-            metadata_copies=1 if degraded else target.metadata_copies,
+            metadata_copies=1 if degraded else self._metadata_copies(),
             allow_soft=options.allow_soft,
             model_policy=target.model_policy,
             heads=self._context.fleet.heads(),

@@ -4,7 +4,7 @@ Add, then remove: a copy is given up only when the new one was read back and is 
 grace, as all else is: loads that have begun go on. Killed midway, an object has a copy too many, which the next run gives up.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -12,12 +12,13 @@ from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.catalog.rules import USABLE
 from tensorkeep.devices.rate_limit import TokenBucket
-from tensorkeep.errors import PermissionDenied, TensorkeepError
+from tensorkeep.errors import PermissionDenied, TensorkeepError, Unavailable
 from tensorkeep.planning.rebalancing import HeldCopy, Move, plan_moves
 from tensorkeep.records.device import counted_devices
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import parse_form
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.gc import refuse_unseen
 from tensorkeep.store.journal import new_ulid, refuse_stale
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.progress import ByteProgress
@@ -51,6 +52,8 @@ def rebalance(
         raise PermissionDenied(f"the store {context.place.shown} can't be written: nothing is moved")
     context.fleet.recheck()
     refuse_stale(context)
+    refuse_unseen(context)
+    _refuse_away(context)
     tally = _Tally()
     _trim(context, tally, dry_run=dry_run)
     rows = _read_rows(context)
@@ -76,9 +79,24 @@ def rebalance(
         trimmed_bytes=tally.trimmed_bytes,
         failed=tuple(tally.failed),
         before=before,
-        after=after if dry_run else _held_bytes(_read_rows(context).values(), names),
+        after=after if dry_run else _held_bytes(_read_rows(context).values(), context.fleet.names()),
         seconds=context.runtime.clock.monotonic_s() - started_s,
     )
+
+
+def _refuse_away(context: StoreContext) -> None:
+    """Return if all devices can be reached: with copies that can't be looked at now, none could be given up for a new one.
+
+    Raises:
+        Unavailable: one can't be.
+    """
+    for member in context.fleet.members():
+        if not member.readable:
+            raise Unavailable(
+                f"nothing is moved while device {member.facts.name} can't be reached ({member.problem}): bring it back, or give it "
+                "up with `tensorkeep device lost` and run `tensorkeep repair`",
+                device=member.facts.name,
+            )
 
 
 def _read_rows(context: StoreContext) -> dict[int, Location]:
@@ -105,8 +123,7 @@ def _held_bytes(rows: Iterable[Location], names: dict[str, str]) -> dict[str, in
 
 def _trim(context: StoreContext, tally: _Tally, *, dry_run: bool) -> None:
     """Give up copies that objects have beyond what they owe, on the fullest devices first."""
-    away = [member.facts.id for member in context.fleet.members() if not member.readable]
-    active = {facts.id for facts in context.catalog.list_devices() if facts.state == "active"} - set(away)
+    zones = {facts.id: facts.zone for facts in context.catalog.list_devices() if facts.state == "active"}
     fill = {row.device: row.bytes for row in context.catalog.device_usage()}
     seen: set[ObjectKey] = set()
     after = 0
@@ -118,9 +135,9 @@ def _trim(context: StoreContext, tally: _Tally, *, dry_run: bool) -> None:
         seen.update(key for key in keys if len(found[key]) > 1)
         wanted: list[Location] = []
         for key in keys:
-            usable = [row for row in found[key] if row.state in USABLE and row.device in active]
-            if key in owed and count_copies(usable) > owed[key]:
-                wanted += _order_to_go(usable, owed[key], fill)
+            usable = [row for row in found[key] if row.state in USABLE and row.device in zones]
+            if key in owed and count_copies(usable) >= owed[key]:
+                wanted += _order_to_go(usable, owed[key], fill, zones)
         if not wanted:
             continue
         numbers = [row.id for row in wanted]
@@ -129,17 +146,21 @@ def _trim(context: StoreContext, tally: _Tally, *, dry_run: bool) -> None:
         tally.trimmed_bytes += sum(row.length for row in wanted if row.id in gone)
 
 
-def _order_to_go(rows: Sequence[Location], owed: int, fill: dict[str, int]) -> list[Location]:
-    """Return the copies of an object in the order in which it can do without them, as many as it can.
+def _order_to_go(
+    rows: Sequence[Location], owed: int, fill: Mapping[str, int], zones: Mapping[str, str]
+) -> list[Location]:
+    """Return the copies of an object in the order in which it can do without them, as many as it can, zones too.
 
     Where its fragments are enough, whole copies go first: they take more room. Else fragments do, which give nothing by themselves.
     """
     fragments = [row for row in rows if row.fragment is not None]
     whole_first = count_copies(fragments) >= owed
     order = sorted(rows, key=lambda row: ((row.fragment is None) is not whole_first, -fill.get(row.device, 0), row.id))
+    least_zones = min(owed, len({zones[row.device] for row in rows}))
     going: list[Location] = []
     for row in order:
-        if count_copies([each for each in rows if each not in going and each is not row]) >= owed:
+        left = [each for each in rows if each not in going and each is not row]
+        if count_copies(left) >= owed and len({zones[each.device] for each in left}) >= least_zones:
             going.append(row)
     return going
 
@@ -160,9 +181,11 @@ def _move_all(
         session = new_ulid(context.runtime)
         context.catalog.begin_push(session, now=context.runtime.clock.now())
         try:
-            # The donor's copies don't count, so that each object lacks just the one that moves.
+            # The donor's copies don't count, so that each object lacks just the one that moves; nor do soft ones for a durable one.
+            soft = [f.id for f in context.catalog.list_devices() if f.durability == "soft"]
+            down = [donor] if donor in soft else [donor, *soft]
             with ObjectWriter(
-                context, session, down=[donor], allow_soft=True, allow_degraded=True, read_back=True
+                context, session, down=down, allow_soft=True, allow_degraded=True, read_back=True
             ) as writer:
                 while lot := list(islice(mine, _LOT)):
                     _move_lot(context, writer, lot, rows, tally, counter, bucket)
@@ -209,5 +232,9 @@ def _move_lot(
         context.catalog.record_checked(good=fresh, bad=[])
     gone = give_up(context, [move.copy.row for move in copied])
     context.runtime.failpoints.hit("rebalance.retired")
+    for move in copied:
+        if move.copy.row not in gone:
+            digest = rows[move.copy.row].key.digest.hex()
+            tally.failed.append(f"part {digest}: no copy of it counts on the device that it was to move to")
     tally.moved += len(gone)
     tally.moved_bytes += sum(rows[number].length for number in gone)

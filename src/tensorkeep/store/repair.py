@@ -4,13 +4,15 @@ Unreachable is never absent: copies on a device that does not answer count, so t
 copying. Who knows that a device will not come back says so (`tensorkeep device lost`), or has its copies not count for one repair.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 
 from tensorkeep.catalog.protocol import ObjectKey, ShortObject
-from tensorkeep.errors import NotFound, PermissionDenied, TensorkeepError
+from tensorkeep.errors import Conflict, NotFound, PermissionDenied, TensorkeepError
 from tensorkeep.records.device import is_gone
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.gc import refuse_unseen
 from tensorkeep.store.healing import Healed, find_short, heal
 from tensorkeep.store.journal import refuse_stale
 from tensorkeep.store.reports import ObjectLeft, ProgressCallback, RepairReport
@@ -41,9 +43,10 @@ def repair(
     if not dry_run:
         context.runtime.failpoints.hit("repair.begun")
         healed = _heal_in_passes(context, short, down, rate_limit, progress)
-        give_up_gone(context)
+        with suppress(Conflict):  # what gone devices had is forgotten another time: nothing depends on it
+            give_up_gone(context)
         context.runtime.failpoints.hit("repair.done")
-    left = find_short(context, down=down) if healed.keys else short
+    left = short if dry_run else find_short(context, down=down)
     return RepairReport(
         dry_run=dry_run,
         short=len(short),
@@ -51,7 +54,7 @@ def repair(
         repaired=len(healed.keys - {each.key for each in left}),
         written_bytes=healed.written_bytes,
         device_bytes=healed.device_bytes,
-        left=_describe(context, left, healed.failed),
+        left=_describe(context, left, healed),
         unreachable=tuple(m.facts.name for m in context.fleet.members() if not m.readable),
         seconds=context.runtime.clock.monotonic_s() - started_s,
     )
@@ -84,6 +87,7 @@ def _heal_in_passes(
         healed.keys |= one.keys
         healed.failed |= one.failed
         healed.written_bytes += one.written_bytes
+        healed.warnings |= one.warnings
         for name, size in one.device_bytes.items():
             healed.device_bytes[name] = healed.device_bytes.get(name, 0) + size
         short = find_short(context, down=down)
@@ -102,11 +106,16 @@ def give_up_gone(context: StoreContext) -> int:
 def give_up(context: StoreContext, rows: Sequence[int], *, without: str | None = None) -> list[int]:
     """Condemn those of these rows without which their objects have all they owe on devices that answer now; return which.
 
+    Raises:
+        Conflict: the catalog is stale, or a device was not seen since it was rebuilt (``reason="unseen_device"``): a version that
+            only that one knows may owe more.
+
     Args:
         context: the store.
         rows: ids of rows.
         without: a device whose copies don't count either.
     """
+    refuse_unseen(context)
     heads = context.fleet.heads()  # first: who does not answer any more is found out by it
     away = [member.facts.id for member in context.fleet.members() if not member.readable]
     down = away if without is None else [*away, without]
@@ -124,11 +133,10 @@ def retire_on(context: StoreContext, device: str) -> list[int]:
     return retired
 
 
-def _describe(
-    context: StoreContext, left: Sequence[ShortObject], failed: Mapping[ObjectKey, str]
-) -> tuple[ObjectLeft, ...]:
+def _describe(context: StoreContext, left: Sequence[ShortObject], healed: Healed) -> tuple[ObjectLeft, ...]:
     """Return what still lacks copies; of what has none any more also which versions and files need it."""
     users = _find_users(context, {each.key for each in left if each.have < 1})
+    unplaced = "; ".join(["too few devices could take a copy", *sorted(healed.warnings)])
     return tuple(
         ObjectLeft(
             kind=each.key.kind.value,
@@ -136,7 +144,7 @@ def _describe(
             size_bytes=each.size_bytes,
             have=each.have,
             owed=each.owed,
-            reason=failed.get(each.key, ""),
+            reason=healed.failed.get(each.key) or (unplaced if each.key in healed.keys else ""),
             versions=tuple(users.get(each.key, {})),
             files=tuple(dict.fromkeys(path for paths in users.get(each.key, {}).values() for path in paths)),
         )

@@ -503,7 +503,8 @@ class ScrubReport:
 class DrainReport:
     """What a drain did: copies made elsewhere, and what of the device's objects was given up, deleted, or is still needed.
 
-    ``left`` are objects that could not get their copies elsewhere; ``waiting`` objects were given up and wait for the grace.
+    ``left`` are objects of the store that lack copies; ``waiting`` objects were given up and wait for the grace, or, where the device
+    is not ``reachable``, for it; ``held`` ones are still needed there, or unused and gc's.
     """
 
     device: str
@@ -515,6 +516,7 @@ class DrainReport:
     deleted_bytes: int
     waiting: int
     held: int
+    reachable: bool
     left: tuple[ObjectLeft, ...]
     seconds: float
 

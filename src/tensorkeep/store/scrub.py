@@ -15,7 +15,7 @@ from tensorkeep.catalog.protocol import Location, ScrubDepth, ScrubState
 from tensorkeep.catalog.rules import USABLE
 from tensorkeep.devices.protocol import Device
 from tensorkeep.devices.rate_limit import TokenBucket
-from tensorkeep.errors import Integrity, NotFound, PermissionDenied, TensorkeepError
+from tensorkeep.errors import Conflict, Integrity, NotFound, PermissionDenied, TensorkeepError, Unavailable
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import ObjectKind, parse_physical_name
@@ -30,6 +30,9 @@ from tensorkeep.store.reports import DeviceScrub, Problem, ProgressCallback, Scr
 from tensorkeep.transfer.memory import allocate
 
 _PAGE = 200
+_UNREADABLE = 3
+"""Objects of a page that may be unreadable by themselves; of more the device is suspected."""
+
 _FOLDERS = 16
 """That are listed together: a sixteenth of what a device holds of a kind is in memory at once."""
 
@@ -47,6 +50,7 @@ class _Found:
     bad: list[Problem] = field(default_factory=list)
     bad_rows: list[int] = field(default_factory=list)
     unread: list[Problem] = field(default_factory=list)
+    unreadable: list[Location] = field(default_factory=list)
     bytes: int = 0
 
     def add(self, other: "_Found") -> None:
@@ -54,6 +58,7 @@ class _Found:
         self.bad += other.bad
         self.bad_rows += other.bad_rows
         self.unread += other.unread
+        self.unreadable += other.unreadable
         self.bytes += other.bytes
 
 
@@ -158,13 +163,15 @@ class _DeviceScrub:
         try:
             pages = self._deep_pages() if self._state.depth == "deep" else self._light_pages()
             for after, objects, page in pages:
-                self._keep(page, after, objects)
-                if page.unread:
+                complete = not page.unread or (len(page.unread) <= _UNREADABLE and self._answers())
+                self._keep(page, after, objects, advance=complete)
+                if not complete:
                     break  # the device may be going: what is left is for the next scrub
-            complete = not self._found.unread
             if complete:
                 ended = msgspec.structs.replace(self._state, after=0, ended_at=format_time(clock.now()))
                 self._context.catalog.record_scrub(ended, good=[], bad=[])
+        except Conflict:
+            raise
         except TensorkeepError as error:
             complete = False
             self._found.unread.append(Problem("unreachable", "device", error.message, device=self._facts.name))
@@ -179,18 +186,38 @@ class _DeviceScrub:
             problems=(*self._found.bad, *self._found.unread),
         )
 
-    def _keep(self, page: _Found, after: int, objects: int) -> None:
+    def _keep(self, page: _Found, after: int, objects: int, *, advance: bool) -> None:
         """Have the catalog know what a page found, and where the next one begins, in one transaction."""
-        self._state = msgspec.structs.replace(
-            self._state,
-            after=self._state.after if page.unread else after,
-            objects=self._state.objects + objects,
-            bytes=self._state.bytes + page.bytes,
-            bad=self._state.bad + len(page.bad),
-        )
+        self._leave_out_condemned(page)
+        if advance:
+            self._state = msgspec.structs.replace(
+                self._state,
+                after=after,
+                objects=self._state.objects + objects,
+                bytes=self._state.bytes + page.bytes,
+                bad=self._state.bad + len(page.bad),
+            )
         self._context.catalog.record_scrub(self._state, good=page.good, bad=page.bad_rows)
         self._context.runtime.failpoints.hit("scrub.page_recorded")
-        self._found.add(page)
+        self._found.bad += page.bad
+        self._found.unread += page.unread
+        self._found.bytes += page.bytes
+
+    def _leave_out_condemned(self, page: _Found) -> None:
+        """Forget what is wrong with copies that were given up since they were listed: gc may have deleted them meanwhile."""
+        kept = []
+        for number, problem in zip(page.bad_rows, page.bad, strict=True):
+            rows = self._context.catalog.list_on(self._facts.id, after=number - 1, limit=1)
+            if rows and rows[0].id == number and rows[0].state in _CHECKED:
+                kept.append((number, problem))
+        page.bad_rows, page.bad = [number for number, _ in kept], [problem for _, problem in kept]
+
+    def _answers(self) -> bool:
+        """Whether the device still answers: then what can't be read of it is the object's trouble."""
+        try:
+            return self._device.read_identity() is not None
+        except TensorkeepError:
+            return False
 
     # ---------------------------------------------------------------- deep
 
@@ -205,6 +232,7 @@ class _DeviceScrub:
                 page = _Found()
                 for task in [pool.submit(self._read_lane, lane) for lane in lanes]:
                     page.add(task.result())
+                self._judge_unreadable(page)
                 yield after, len(checked), page
 
     def _read_lane(self, rows: Sequence[Location]) -> _Found:
@@ -218,6 +246,23 @@ class _DeviceScrub:
             found.bytes += row.length
             self._counter.count(row.length)
         return found
+
+    def _judge_unreadable(self, page: _Found) -> None:
+        """Call copies bad that can't be read twice, though their device answers: a sector of the disk is. Few: else it is the device."""
+        if not page.unreadable or len(page.unreadable) > _UNREADABLE or not self._answers():
+            return
+        scratch = allocate(CHUNK_BYTES)
+        for row in page.unreadable:
+            try:
+                check_copy(self._device, row, scratch, before=self._take)
+            except Unavailable as error:
+                if self._answers():
+                    detail = f"it can't be read, twice: {error.message}"
+                    page.bad.append(Problem("corrupt", row.name, detail, device=self._facts.name))
+                    page.bad_rows.append(row.id)
+                    page.unread = [problem for problem in page.unread if problem.object != row.name]
+            except TensorkeepError:
+                continue
 
     def _take(self, size_bytes: int) -> None:
         if self._bucket is not None:
@@ -278,6 +323,7 @@ class _DeviceScrub:
                 found.good.append(row.id)
         elif problem.kind == "unreachable":
             found.unread.append(problem)
+            found.unreadable.append(row)
         else:
             found.bad.append(problem)
             found.bad_rows.append(row.id)

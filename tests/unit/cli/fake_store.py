@@ -325,7 +325,7 @@ SHORT = ObjectLeft("part", "cd" * 32, 7_000_000, 1, 2, "no device can be written
 SCRUB_REPORT = ScrubReport("deep", (DeviceScrub("nvme0", 12, 3_000_000, 0, 1, True, 0.5, ()),), 0.5)
 REPAIR_REPORT = RepairReport(False, 5, 3_000_000, 5, 3_000_000, {"nvme1": 3_000_000}, (), (), 0.5)
 REBALANCE_REPORT = RebalanceReport(False, 3, 25, 1, 5, (), {"nvme0": 100, "hdd0": 0}, {"nvme0": 75, "hdd0": 25}, 0.5)
-DRAIN_REPORT = DrainReport("nvme0", 5, 3_000_000, {"nvme1": 3_000_000}, 5, 5, 3_000_000, 0, 0, (), 0.5)
+DRAIN_REPORT = DrainReport("nvme0", 5, 3_000_000, {"nvme1": 3_000_000}, 5, 5, 3_000_000, 0, 0, True, (), 0.5)
 
 
 @dataclass

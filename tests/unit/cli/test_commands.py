@@ -694,7 +694,8 @@ def test_drain_says_how_far_the_device_is(run: Run) -> None:
     assert "empty: it can be removed" in ran.out
     for words, said in (
         ({"waiting": 3}, "run it again after the grace"),
-        ({"held": 3}, "not empty yet"),
+        ({"waiting": 3, "reachable": False}, "it can't be reached"),
+        ({"held": 3}, "gc frees what no version uses"),
         ({"held": 3, "left": (SHORT,)}, "copies that could not be made elsewhere"),
     ):
         other = run("device", "drain", "nvme0", **{"devices.drain": dataclasses.replace(DRAIN_REPORT, **words)})

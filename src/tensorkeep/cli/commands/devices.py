@@ -203,9 +203,15 @@ def drain(
 
     def blocks() -> list[Block]:
         found = left_blocks(report.left)
-        state = "empty: it can be removed" if report.empty else "not empty yet: run it again"
+        state = (
+            "empty: it can be removed"
+            if report.empty
+            else "not empty: gc frees what no version uses; then run it again"
+        )
         if report.held and report.left:
             state = "not empty: it holds copies that could not be made elsewhere"
+        elif report.waiting and not report.reachable:
+            state = "it can't be reached: what is to be deleted there waits"
         elif report.waiting and not report.held:
             state = "run it again after the grace"
         found.append(
@@ -224,7 +230,7 @@ def drain(
         return found
 
     session.show(report, blocks)
-    if report.left:
+    if report.left and report.held:
         raise typer.Exit(ERROR_TABLE[NotEnoughCopies.code].exit_code)
 
 
