@@ -38,6 +38,12 @@ from tests.unit.transfer.small_world import (
 PART = 3 * BLOCK_BYTES + 1
 
 
+def threads_of_loads() -> list[threading.Thread]:
+    """Return our threads, those apart that simulations keep for the next one."""
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("tensorkeep-")]
+    return [thread for thread in ours if not thread.name.startswith("tensorkeep-simulation")]
+
+
 def load(world: World, *, runtime: Runtime | None = None, verify: Verify = "blocks", reachable: list[str] | None = None,
          deadline_s: float | None = None) -> LoadReport:  # fmt: skip
     """Load one tensor that runs over all parts, and hold it to what was stored."""
@@ -336,7 +342,7 @@ def test_threads_have_ended_when_a_load_fails() -> None:
         world.flip(world.placement[part][0], part, 0)
     with pytest.raises(Integrity):
         load(world)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorkeep-")]
+    assert not threads_of_loads()
 
 
 def test_a_bug_in_a_device_ends_the_load_as_it_is() -> None:
@@ -348,7 +354,7 @@ def test_a_bug_in_a_device_ends_the_load_as_it_is() -> None:
     world.devices["d1"].before_read = break_down
     with pytest.raises(ZeroDivisionError):
         load(world)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorkeep-")]
+    assert not threads_of_loads()
 
 
 def test_a_slow_device_does_not_delay_another() -> None:
@@ -469,7 +475,7 @@ def test_what_a_consumer_raises_ends_the_load() -> None:
     world = make_world(make_parts(20))
     with pytest.raises(Capacity, match="full"):
         read_parts([PartRange(part, 0, 9) for part in range(20)], full, parts=world.table(), runtime=Runtime())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorkeep-")]
+    assert not threads_of_loads()
 
 
 @pytest.mark.parametrize(
