@@ -47,6 +47,11 @@ class TokenBucket:
             return self._free_at_s - now_s
 
 
+def open_bucket(rate_bytes_per_s: int | None, clock: Clock) -> TokenBucket | None:
+    """Return a bucket for a limit that may be None: then nothing is limited."""
+    return TokenBucket(rate_bytes_per_s, clock) if rate_bytes_per_s else None
+
+
 class RateLimitedDevice(ForwardingDevice):
     """Reads and writes objects at no more than a rate, all threads and both directions together.
 

@@ -5,13 +5,14 @@ the rest. The objects that may lose fewest more devices come first.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from tensorkeep.catalog.counting import best_form
 from tensorkeep.catalog.protocol import Location, ObjectKey, ShortObject
 from tensorkeep.catalog.rules import USABLE
-from tensorkeep.devices.rate_limit import TokenBucket
+from tensorkeep.devices.rate_limit import TokenBucket, open_bucket
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.planning.placement import DeviceShare, place_parts
 from tensorkeep.records.device import counted_devices
@@ -67,7 +68,6 @@ def heal(
     down: Sequence[str] = (),
     rate_limit: int | None = None,
     progress: ProgressCallback | None = None,
-    step: str = "repair",
 ) -> Healed:
     """Give objects the copies that they owe, as far as devices can be read and written; return what became of them.
 
@@ -79,28 +79,40 @@ def heal(
         down: devices whose copies don't count.
         rate_limit: bytes of objects per second that are never exceeded; None: no limit.
         progress: told of the bytes of objects that are done.
-        step: what progress calls this.
     """
     healed = Healed()
     if not short:
         return healed
-    session = new_ulid(context.runtime)
-    context.catalog.begin_push(session, now=context.runtime.clock.now())
-    try:
-        # Soft devices count only where no durable one is: `counted_devices` has chosen already.
-        with ObjectWriter(context, session, down=down, allow_soft=True, allow_degraded=True, read_back=True) as writer:
-            work = _Healing(context, writer, healed, _bucket(context, rate_limit))
-            work.run(short, ByteProgress(progress, step, sum(each.size_bytes for each in short)))
-    finally:
-        context.catalog.end_push(session)
+    with writing_copies(context, down=down) as writer:
+        work = _Healing(context, writer, healed, open_bucket(rate_limit, context.runtime.clock))
+        work.run(short, ByteProgress(progress, "repair", sum(each.size_bytes for each in short)))
     healed.written_bytes = writer.tally.written_bytes
     healed.warnings = {warning for warning in writer.tally.warnings if warning.startswith("device ")}
     healed.device_bytes = dict(writer.tally.device_bytes)
     return healed
 
 
-def _bucket(context: StoreContext, rate_limit: int | None) -> TokenBucket | None:
-    return TokenBucket(rate_limit, context.runtime.clock) if rate_limit else None
+@contextmanager
+def writing_copies(context: StoreContext, *, down: Sequence[str]) -> Iterator[ObjectWriter]:
+    """Yield a writer, in a session of its own, of copies that are read back before they count.
+
+    Copies on soft devices count as in the versions that have them; where new ones go is for the caller to choose.
+    """
+    session = new_ulid(context.runtime)
+    context.catalog.begin_push(session, now=context.runtime.clock.now())
+    try:
+        with ObjectWriter(context, session, down=down, allow_soft=True, allow_degraded=True, read_back=True) as writer:
+            yield writer
+    finally:
+        context.catalog.end_push(session)
+
+
+def settle_states(context: StoreContext, keys: Sequence[ObjectKey]) -> None:
+    """Have new copies of what versions refer to be live, so that gc need not look at them each time."""
+    found = context.catalog.locate(keys)
+    stored = [row.id for rows in found.values() for row in rows if row.state == "stored"]
+    if stored:
+        context.catalog.record_checked(good=stored, bad=[])
 
 
 class _Healing:
@@ -128,7 +140,7 @@ class _Healing:
                     self._healed.keys.discard(lost.key)
                     self._healed.failed[lost.key] = "its device was another one when it was written"
                 failpoints.hit("repair.written")
-                self._settle_states([each.key for each in page])
+                settle_states(self._context, [each.key for each in page])
                 failpoints.hit("repair.recorded")
 
     def _plan(self, page: Sequence[ShortObject]) -> list["_Planned"]:
@@ -190,13 +202,6 @@ class _Healing:
                 return
             for new in objects:  # one that finds no place must not keep the others from theirs
                 self._write([new])
-
-    def _settle_states(self, keys: Sequence[ObjectKey]) -> None:
-        """Have new copies of what versions refer to be live, so that gc need not look at them each time."""
-        found = self._context.catalog.locate(keys)
-        stored = [row.id for rows in found.values() for row in rows if row.state == "stored"]
-        if stored:
-            self._context.catalog.record_checked(good=stored, bad=[])
 
 
 @dataclass(slots=True)

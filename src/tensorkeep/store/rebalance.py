@@ -11,7 +11,7 @@ from itertools import islice
 from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.catalog.rules import USABLE
-from tensorkeep.devices.rate_limit import TokenBucket
+from tensorkeep.devices.rate_limit import TokenBucket, open_bucket
 from tensorkeep.errors import PermissionDenied, TensorkeepError, Unavailable
 from tensorkeep.planning.rebalancing import HeldCopy, Move, plan_moves
 from tensorkeep.records.device import counted_devices
@@ -19,7 +19,8 @@ from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import parse_form
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.gc import refuse_unseen
-from tensorkeep.store.journal import new_ulid, refuse_stale
+from tensorkeep.store.healing import settle_states, writing_copies
+from tensorkeep.store.journal import refuse_stale
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_target import device_shares
@@ -174,23 +175,15 @@ def _move_all(
     progress: ProgressCallback | None,
 ) -> None:
     counter = ByteProgress(progress, "rebalance", sum(move.copy.size_bytes for move in moves))
-    bucket = TokenBucket(rate_limit, context.runtime.clock) if rate_limit else None
+    bucket = open_bucket(rate_limit, context.runtime.clock)
     donors = dict.fromkeys(move.copy.device for move in moves)
     for donor in donors:
         mine = iter([move for move in moves if move.copy.device == donor])
-        session = new_ulid(context.runtime)
-        context.catalog.begin_push(session, now=context.runtime.clock.now())
-        try:
-            # The donor's copies don't count, so that each object lacks just the one that moves; nor do soft ones for a durable one.
-            soft = [f.id for f in context.catalog.list_devices() if f.durability == "soft"]
-            down = [donor] if donor in soft else [donor, *soft]
-            with ObjectWriter(
-                context, session, down=down, allow_soft=True, allow_degraded=True, read_back=True
-            ) as writer:
-                while lot := list(islice(mine, _LOT)):
-                    _move_lot(context, writer, lot, rows, tally, counter, bucket)
-        finally:
-            context.catalog.end_push(session)
+        # The donor's copies don't count, so that each object lacks just the one that moves; nor do soft ones for a durable one.
+        soft = [f.id for f in context.catalog.list_devices() if f.durability == "soft"]
+        with writing_copies(context, down=[donor] if donor in soft else [donor, *soft]) as writer:
+            while lot := list(islice(mine, _LOT)):
+                _move_lot(context, writer, lot, rows, tally, counter, bucket)
 
 
 def _move_lot(
@@ -226,10 +219,7 @@ def _move_lot(
         copied = [move for task in tasks if (move := task.result()) is not None]
     writer.settle()
     context.runtime.failpoints.hit("rebalance.copied")
-    found = context.catalog.locate(keys)
-    fresh = [row.id for located in found.values() for row in located if row.state == "stored"]
-    if fresh:
-        context.catalog.record_checked(good=fresh, bad=[])
+    settle_states(context, keys)
     gone = give_up(context, [move.copy.row for move in copied])
     context.runtime.failpoints.hit("rebalance.retired")
     for move in copied:

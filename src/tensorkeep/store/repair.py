@@ -38,15 +38,15 @@ def repair(
     context.fleet.recheck()
     refuse_stale(context)
     down = _find_devices(context, without)
-    short = find_short(context, down=down)
+    short: Sequence[ShortObject] = find_short(context, down=down)
+    left = short
     healed = Healed()
     if not dry_run:
         context.runtime.failpoints.hit("repair.begun")
-        healed = _heal_in_passes(context, short, down, rate_limit, progress)
+        healed, left = _heal_in_passes(context, short, down, rate_limit, progress)
         with suppress(Conflict):  # what gone devices had is forgotten another time: nothing depends on it
-            give_up_gone(context)
+            _give_up_gone(context)
         context.runtime.failpoints.hit("repair.done")
-    left = short if dry_run else find_short(context, down=down)
     return RepairReport(
         dry_run=dry_run,
         short=len(short),
@@ -74,8 +74,11 @@ def _heal_in_passes(
     down: Sequence[str],
     rate_limit: int | None,
     progress: ProgressCallback | None,
-) -> Healed:
-    """Heal what is short, and again what fell short meanwhile, because a copy was found damaged when it was read."""
+) -> tuple[Healed, Sequence[ShortObject]]:
+    """Heal what is short, and again what fell short meanwhile, because a copy was found damaged when it was read.
+
+    Returns what became of it, and what lacks copies still.
+    """
     healed = Healed()
     tried: set[tuple[ObjectKey, int]] = set()
     for _ in range(_PASSES):
@@ -91,16 +94,14 @@ def _heal_in_passes(
         for name, size in one.device_bytes.items():
             healed.device_bytes[name] = healed.device_bytes.get(name, 0) + size
         short = find_short(context, down=down)
-    return healed
+    return healed, short
 
 
-def give_up_gone(context: StoreContext) -> int:
+def _give_up_gone(context: StoreContext) -> None:
     """Have the catalog give up the rows of devices that are gone, of objects that have all the copies they owe without them."""
-    given_up = 0
     for facts in context.catalog.list_devices():
         if is_gone(facts):
-            given_up += len(retire_on(context, facts.id))
-    return given_up
+            retire_on(context, facts.id)
 
 
 def give_up(context: StoreContext, rows: Sequence[int], *, without: str | None = None) -> list[int]:

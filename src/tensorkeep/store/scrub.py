@@ -14,7 +14,7 @@ import msgspec
 from tensorkeep.catalog.protocol import Location, ScrubDepth, ScrubState
 from tensorkeep.catalog.rules import USABLE
 from tensorkeep.devices.protocol import Device
-from tensorkeep.devices.rate_limit import TokenBucket
+from tensorkeep.devices.rate_limit import open_bucket
 from tensorkeep.errors import Conflict, Integrity, NotFound, PermissionDenied, TensorkeepError, Unavailable
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.json_text import format_time
@@ -150,7 +150,7 @@ class _DeviceScrub:
         self._facts = facts
         self._device = device
         self._state = state
-        self._bucket = TokenBucket(rate_limit, context.runtime.clock) if rate_limit else None
+        self._bucket = open_bucket(rate_limit, context.runtime.clock)
         self._counter = counter
         self._stop = stop
         self._found = _Found()
