@@ -57,7 +57,7 @@ def _repair_figures(store: Store, folder: Path, rounds: int) -> Iterable[Figure]
     written: list[int] = []
 
     def prepare() -> None:
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         for path in (folder / "d0" / "parts").rglob("*"):
             if path.is_file():
                 path.unlink()
@@ -78,7 +78,7 @@ def _rebalance_figures(store: Store, folder: Path, rounds: int) -> Iterable[Figu
     def prepare() -> None:
         assert store.devices.drain("d3", grace_s=0).empty
         store.devices.undrain("d3")
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
 
     def rebalance() -> None:
         report = store.rebalance()

@@ -27,8 +27,16 @@ def test_contenders_take_turns_each_after_its_preparation() -> None:
     contenders = [
         Contender(name, partial(seen.append, name), partial(seen.append, f"prepare {name}")) for name in ("A", "B")
     ]
-    measure(contenders, rounds=2)
-    assert seen == ["prepare A", "A", "prepare B", "B"] * 2
+    measure(contenders, rounds=9)
+    turns = [tuple(seen[at : at + 2]) for at in range(0, len(seen), 2)]
+    assert turns[:2] == [("prepare A", "A"), ("prepare B", "B")]
+    assert {*turns} == {*turns[:2]}
+    orders = [(turns[at], turns[at + 1]) for at in range(0, len(turns), 2)]
+    assert [{*order} for order in orders] == [{*turns[:2]}] * 9
+    assert len({*orders}) == 2  # nobody always follows the same neighbour
+    again: list[str] = []
+    measure([Contender(name, partial(again.append, name)) for name in ("A", "B")], rounds=9)
+    assert again == seen[1::2]
 
 
 def test_memory_is_fetched_after_the_preparation_and_before_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
