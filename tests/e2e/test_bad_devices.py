@@ -160,7 +160,7 @@ def test_another_stores_device_in_the_place_of_ours(
     foreign = kept.objects("disk1")
     with refused(Unavailable, "disk1", other.store.status().store, does="another store.*mount the right disk"):
         kept.open().push(more, "kept/model")
-    kept.open().gc(grace_s=0)
+    kept.open().gc(grace_s=0, max_fraction=None)
     check_kept(kept, tmp_path, verified=False)
     assert kept.objects("disk1") == foreign
 
@@ -173,7 +173,7 @@ def test_two_swapped_devices(kept: Workshop, more: Path, tmp_path: Path) -> None
         store.push(more, "kept/model")
     with pytest.raises(NotEnoughCopies, match="disk0"):
         store.pull("kept/model@v1", tmp_path / "out")
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert {name: kept.objects(name) for name in kept.devices} == before
     kept.swap("disk0", "disk1")
     check_kept(kept, tmp_path)
@@ -268,7 +268,7 @@ def test_a_capacity_is_never_exceeded(store_factory: StoreFactory, more: Path, t
     with refused(Capacity, "disk0", str(3 << 20), does="free space or add devices"):
         workshop.store.push(more, "acme/m", part_size=1 << 20)
     assert workshop.held_bytes()["disk0"] <= 3 << 20
-    workshop.store.gc(grace_s=0)
+    workshop.store.gc(grace_s=0, max_fraction=None)
     assert workshop.store.verify().problems == ()
     workshop.add_device()
     workshop.add_device(capacity=2 << 20)
@@ -282,7 +282,7 @@ def test_a_capacity_is_never_exceeded(store_factory: StoreFactory, more: Path, t
     assert read_tree(tmp_path / "out") == MORE
     with refused(Capacity, "disk0", "disk2", does="lower --replicas"):
         workshop.store.push({"w": np.ones(1 << 20)}, "acme/w", replicas=2)
-    workshop.store.gc(grace_s=0)
+    workshop.store.gc(grace_s=0, max_fraction=None)
     workshop.store.push(
         tmp_path / "little", "acme/little"
     )  # where there are two devices, what describes it owes two copies
@@ -321,7 +321,7 @@ def test_when_a_disk_fills_up_in_mid_push_another_device_takes_over(
         store.pull("acme/m", tmp_path / "out")
         assert read_tree(tmp_path / "out") == MORE
         assert list((small_disk / "device" / "tmp").iterdir()) == []
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.verify().problems == ()
     workshop.close()
 
@@ -338,7 +338,7 @@ def test_when_a_disk_fills_up_and_no_other_may_take_over_nothing_is_lost(
         store.push(more, "kept/model", part_size=1 << 20)
     command_line("push", more, "kept/model", store=workshop.location, code=9)
     with workshop.open() as store:
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
     check_kept(workshop, tmp_path)
     (small_disk / "somebody else's").unlink()
     with workshop.open() as store:
@@ -402,7 +402,7 @@ def test_a_catalog_older_than_the_devices_journal(
     """A day-old copy of the catalog is put back."""
     kept.catalog.copy_to(tmp_path / "yesterday")
     newest = kept.store.push(more, "kept/model", tag="v2")
-    kept.store.gc(grace_s=0)
+    kept.store.gc(grace_s=0, max_fraction=None)
     kept.close()
     kept.catalog.replace_by(tmp_path / "yesterday")
 
@@ -417,11 +417,11 @@ def test_a_catalog_older_than_the_devices_journal(
         lambda: store.rm_model("kept/model"),
         lambda: store.devices.add("new", str(tmp_path / "new")),
         lambda: store.devices.lost("disk0"),
-        lambda: store.gc(grace_s=0),
+        lambda: store.gc(grace_s=0, max_fraction=None),
     ):
         with refused(Conflict, does="rebuild-catalog"):
             change()
-    for words in (("gc", "--grace", "0"), ("push", third, "kept/model")):
+    for words in (("gc", "--grace", "0", "--yes"), ("push", third, "kept/model")):
         refusal = command_line(*words, "--json", store=kept.location, code=5)
         assert refusal.error["facts"]["reason"] == "stale_catalog"
     assert not (tmp_path / "new").exists()
@@ -435,7 +435,7 @@ def test_a_catalog_older_than_the_devices_journal(
     assert store.model("kept/model").version.id == newest.id
     store.pull("kept/model@v2", tmp_path / "new")
     assert read_tree(tmp_path / "new") == MORE
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     check_kept(kept, tmp_path)
     store.push(third, "kept/model")
 
@@ -474,7 +474,7 @@ def test_a_store_that_is_mounted_read_only(kept: Workshop, more: Path, tmp_path:
             lambda: store.delete_tag("kept/model", "v1"),
             lambda: store.branch("kept/model", "other"),
             lambda: store.rm_model("kept/model"),
-            lambda: store.gc(),
+            lambda: store.gc(max_fraction=None),
             lambda: store.devices.add("new", str(tmp_path / "new")),
             lambda: store.devices.lost("disk0"),
         ):
@@ -496,7 +496,7 @@ def test_a_store_that_the_user_may_not_write(
                 ("verify",),
                 ("push", str(more), "kept/model"),
                 ("tag", "kept/model", "v2"),
-                ("gc", "--grace", "0"),
+                ("gc", "--grace", "0", "--yes"),
             )
         }
     assert [answer.returncode for answer in answers.values()] == [0, 0, 10, 10, 10], answers
@@ -511,5 +511,5 @@ def test_devices_that_may_not_be_written_refuse_a_push_by_name(
         done = run_unprivileged(command_line, kept, "push", more, "kept/model")
     assert done.returncode in {ERROR_TABLE[name].exit_code for name in ("permission_denied", "not_enough_copies")}, done
     assert "disk1" in done.stderr
-    kept.open().gc(grace_s=0)
+    kept.open().gc(grace_s=0, max_fraction=None)
     check_kept(kept, tmp_path)

@@ -100,7 +100,7 @@ def test_every_command_speaks_json(source: Path, command_line: CommandLine, tmp_
     assert run("tag", "acme/m", "v1", "--delete")["deleted"] is True
     assert run("rm", f"acme/m@{first['id']}")["versions_removed"] == 1
     assert run("gc", "--dry-run", "--grace", 0)["dry_run"] is True
-    assert run("gc", "--grace", "0")["deleted"]
+    assert run("gc", "--grace", "0", "--yes")["deleted"]
     assert run("device", "lost", "c", "--yes")["state"] == "lost"
     healed = run("push", source, "acme/m")
     assert healed["id"] == second["id"]

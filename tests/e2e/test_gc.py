@@ -40,7 +40,7 @@ def test_gc_frees_exactly_what_only_the_removed_version_used(
     before = sum(workshop.held_bytes().values())
     workshop.store.rm(f"acme/m@{old}")
     assert sum(workshop.held_bytes().values()) == before
-    report = workshop.open().gc(grace_s=0)
+    report = workshop.open().gc(grace_s=0, max_fraction=None)
     after = sum(workshop.held_bytes().values())
     assert report.deleted_bytes == report.condemned_bytes == before - after
     assert before - after > replicas * len(OLD["own.bin"])
@@ -61,7 +61,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(workshop: Workshop, tm
     assert dry.condemned_bytes > len(OLD["own.bin"])
     assert {name: workshop.objects(name) for name in workshop.devices} == objects
     assert workshop.store.gc(dry_run=True, grace_s=0) == dry
-    wet = workshop.store.gc(grace_s=0)
+    wet = workshop.store.gc(grace_s=0, max_fraction=None)
     assert (wet.deleted, wet.deleted_bytes) == (dry.deleted, dry.deleted_bytes) == (dry.condemned, dry.condemned_bytes)
 
 
@@ -72,16 +72,16 @@ def test_gc_keeps_bytes_until_the_grace_is_over(store_factory: StoreFactory, tmp
     workshop.store.rm(f"acme/m@{old}")
     before = workshop.held_bytes()
 
-    first = workshop.store.gc()
+    first = workshop.store.gc(max_fraction=None)
     assert (first.deleted, workshop.held_bytes()) == (0, before)
     assert first.condemned == first.waiting > 0
 
     clock.advance(86_399)
-    assert workshop.store.gc().deleted == 0
+    assert workshop.store.gc(max_fraction=None).deleted == 0
     assert workshop.held_bytes() == before
 
     clock.advance(2)
-    last = workshop.store.gc()
+    last = workshop.store.gc(max_fraction=None)
     assert (last.deleted, last.deleted_bytes) == (first.condemned, first.condemned_bytes)
     assert sum(before.values()) - sum(workshop.held_bytes().values()) == first.condemned_bytes
     assert workshop.store.verify().problems == ()
@@ -93,12 +93,12 @@ def test_a_push_after_a_condemnation_stores_the_bytes_anew(store_factory: StoreF
     workshop = store_factory(2, runtime=Runtime(clock=clock))
     old, _ = push_two(workshop, tmp_path)
     workshop.store.rm(f"acme/m@{old}")
-    workshop.store.gc()  # condemned, not deleted yet
+    workshop.store.gc(max_fraction=None)  # condemned, not deleted yet
     again = workshop.store.push(tmp_path / "old", "acme/again")
     assert again.report is not None
     assert again.report.new_bytes > len(OLD["own.bin"])
     clock.advance(90_000)
-    workshop.store.gc()
+    workshop.store.gc(max_fraction=None)
     assert workshop.store.verify().problems == ()
     assert pulls(workshop, "acme/again", tmp_path / "again") == OLD
     assert pulls(workshop, "acme/m", tmp_path / "m") == NEW
@@ -107,7 +107,7 @@ def test_a_push_after_a_condemnation_stores_the_bytes_anew(store_factory: StoreF
 def test_gc_of_a_store_where_all_is_used_deletes_nothing(workshop: Workshop, tmp_path: Path) -> None:
     push_two(workshop, tmp_path)
     before = {name: workshop.objects(name) for name in workshop.devices}
-    report = workshop.store.gc(grace_s=0)
+    report = workshop.store.gc(grace_s=0, max_fraction=None)
     assert (report.condemned, report.deleted, report.waiting, report.swept_unfinished) == (0, 0, 0, 0)
     assert {name: workshop.objects(name) for name in workshop.devices} == before
 
@@ -117,7 +117,7 @@ def test_removing_every_model_frees_everything(workshop: Workshop, tmp_path: Pat
     workshop.store.push({"w": np.ones(300_000)}, "acme/w")
     for model in ("acme/m", "acme/w"):
         workshop.store.rm_model(model)
-    workshop.store.gc(grace_s=0)
+    workshop.store.gc(grace_s=0, max_fraction=None)
     assert workshop.held_bytes() == dict.fromkeys(workshop.devices, 0)
     usage = workshop.store.du()
     assert (usage.rows, usage.stored_bytes) == ((), 0)
@@ -131,12 +131,12 @@ def test_gc_waits_for_a_device_that_cannot_be_reached(store_factory: StoreFactor
     workshop.store.rm(f"acme/m@{old}")
     before = workshop.held_bytes()
     workshop.unmount("disk1")
-    report = workshop.open().gc(grace_s=0)
+    report = workshop.open().gc(grace_s=0, max_fraction=None)
     assert report.unreachable == ("disk1",)
     assert report.waiting > 0
     workshop.mount("disk1")
     assert workshop.held_bytes()["disk1"] == before["disk1"]
-    report = workshop.open().gc(grace_s=0)
+    report = workshop.open().gc(grace_s=0, max_fraction=None)
     assert (report.unreachable, report.waiting) == ((), 0)
     assert workshop.held_bytes()["disk0"] == workshop.held_bytes()["disk1"] < before["disk1"]
     assert workshop.open().verify().problems == ()
@@ -149,6 +149,6 @@ def test_gc_forgets_what_a_lost_device_held(store_factory: StoreFactory, tmp_pat
     store = workshop.open()
     store.devices.lost("disk1")
     store.rm(f"acme/m@{old}")
-    report = store.gc(grace_s=0)
+    report = store.gc(grace_s=0, max_fraction=None)
     assert (report.unreachable, report.waiting) == ((), 0)
     assert pulls(workshop, "acme/m", tmp_path / "out") == NEW

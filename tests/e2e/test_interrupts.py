@@ -63,11 +63,11 @@ class Story:
         assert version.id == head.id or version.parent == head.id
         store.pull(self.model, self._folder / "check new")
         assert read_tree(self._folder / "check new") == self.new
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.verify().problems == ()
         assert self.workshop.unfinished() == []
         store.rm_model(self.model)
-        store.gc(grace_s=0)  # the next story verifies less
+        store.gc(grace_s=0, max_fraction=None)  # the next story verifies less
 
 
 _NUMBERS = itertools.count()
@@ -95,7 +95,7 @@ def test_an_interrupt_at_any_step_of_gc_loses_nothing(step: str, story: Story) -
     interrupt = InterruptAt(step)
     store = story.workshop.open(runtime=Runtime(failpoints=interrupt))
     with pytest.raises(KeyboardInterrupt):
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
     assert interrupt.reached.is_set()
     story.check_whole()
 
@@ -118,7 +118,7 @@ def test_an_interrupt_stops_the_reading_of_a_large_source(
         workshop.store.push(models.tiny, "acme/tiny", split="size")
     assert sum(read_bytes) < 0.8 * total
     assert workshop.store.models() == []
-    workshop.store.gc(grace_s=0)
+    workshop.store.gc(grace_s=0, max_fraction=None)
     assert workshop.store.verify().problems == ()
 
 
@@ -147,7 +147,7 @@ def test_an_interrupt_of_a_reading_verb_changes_nothing(
         assert read_tree(tmp_path / "out") == {}
     assert shared_workshop.store.verify().problems == ()
     shared_workshop.store.rm_model("reading/tiny")
-    shared_workshop.store.gc(grace_s=0)
+    shared_workshop.store.gc(grace_s=0, max_fraction=None)
 
 
 PROGRAM = """

@@ -171,7 +171,7 @@ def test_damaged_copies_are_served_from_the_others_and_healed_by_a_push(doubled:
     assert store.status().devices[0].bad_objects == len(damaged)
     store.push(models.tiny, "acme/tiny")
     assert store.status().short == ()
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert store.verify().problems == ()
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_description_is_read_from_its_other_copy(kind: str, doubled: W
     store = doubled.open()
     assert {problem.object for problem in store.verify().problems if problem.kind == "corrupt"} == set(damaged)
     store.push(models.tiny, "acme/tiny")
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert store.verify().problems == ()
 
 

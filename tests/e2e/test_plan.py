@@ -194,7 +194,7 @@ def test_devices_without_room_are_foretold(split: str, sources: dict[str, Path],
     assert [warning.startswith("up to ") and "room" in warning for warning in forecast.warnings] == [True]
     with pytest.raises(Capacity):
         workshop.store.push(sources["opaque"], "acme/other", split=split, part_size=MIB)
-    workshop.store.gc(grace_s=0)
+    workshop.store.gc(grace_s=0, max_fraction=None)
     options: dict[str, Any] = {"split": split, "part_size": MIB, "allow_degraded": True}
     forecast = workshop.store.plan(sources["opaque"], "acme/opaque", exact=True, **options)
     assert forecast.devices[1].bytes <= 5 * MIB

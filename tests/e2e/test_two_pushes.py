@@ -74,7 +74,7 @@ def test_of_two_pushes_to_one_branch_exactly_one_wins(
     assert store.verify().problems == ()
 
     # What the loser wrote is nobody's: gc frees it, and pushing again puts it on top.
-    assert store.gc(grace_s=0).deleted_bytes >= 2 << 20
+    assert store.gc(grace_s=0, max_fraction=None).deleted_bytes >= 2 << 20
     assert store.verify().problems == ()
     again = store.push(sources[1 - won], model)
     assert again.parent == winners[0]
@@ -122,7 +122,7 @@ def test_two_processes_that_push_at_once_end_with_a_winner_and_a_conflict(
     assert error.startswith("error: ")
     assert "acme/m" in error
     assert "push again" in error
-    command_line("gc", "--grace", "0", store=workshop.location)
+    command_line("gc", "--grace", "0", "--yes", store=workshop.location)
     command_line("verify", store=workshop.location)
     command_line("pull", "acme/m", "out", store=workshop.location)
     assert read_tree(command_line.home / "out") == tree_of(1 + codes.index(0))
@@ -163,7 +163,7 @@ def test_gc_during_pushes_takes_nothing_that_they_need(store_factory: StoreFacto
         def hit(self, name: str) -> None:
             if name in steps:
                 steps.remove(name)  # once at each: the push gives up where it is robbed again and again
-                collector.gc(grace_s=0)
+                collector.gc(grace_s=0, max_fraction=None)
 
     store = workshop.open(runtime=Runtime(failpoints=Collect()))
     # Parts that a removed version left behind are there to be taken.
@@ -172,7 +172,7 @@ def test_gc_during_pushes_takes_nothing_that_they_need(store_factory: StoreFacto
     version = store.push(source, "acme/m")
     assert version.id != old.id
     assert steps == []
-    assert collector.gc(grace_s=0).unreachable == ()
+    assert collector.gc(grace_s=0, max_fraction=None).unreachable == ()
     assert workshop.open().verify().problems == ()
     workshop.open().pull("acme/m", tmp_path / "out")
     assert read_tree(tmp_path / "out") == tree_of(1)

@@ -172,7 +172,7 @@ def _push_many(store: Store, job: dict[str, Any]) -> None:
 
 
 def _collect(store: Store, job: dict[str, Any]) -> None:
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
 
 
 def _scrub(store: Store, job: dict[str, Any]) -> None:
@@ -189,7 +189,11 @@ def _drain(store: Store, job: dict[str, Any]) -> None:
 
 def _rebalance(store: Store, job: dict[str, Any]) -> None:
     store.rebalance()
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
+
+
+def _convert(store: Store, job: dict[str, Any]) -> None:
+    store.set_policy(MODEL, ec=job["ec"])
 
 
 def _split(job: dict[str, Any], runtime: Runtime) -> None:
@@ -211,6 +215,7 @@ _VERBS = {
     "repair": _repair,
     "drain": _drain,
     "rebalance": _rebalance,
+    "policy": _convert,
 }
 
 

@@ -290,8 +290,8 @@ def assert_clean(store: Store) -> None:
 
 def assert_no_orphans(world: World, store: Store) -> None:
     """Assert that gc leaves on the devices exactly what the catalog knows, and no unfinished write."""
-    store.gc(grace_s=0)
-    report = store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
+    report = store.gc(grace_s=0, max_fraction=None)
     assert (report.waiting, report.unreachable) == (0, ())
     names = store._context.fleet.names()
     assert {(names[location.device], location.name) for location in locations(store)} == world.objects()

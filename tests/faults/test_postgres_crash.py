@@ -206,7 +206,7 @@ def test_two_processes_push_while_a_third_collects(store_urls: Iterator[str], tm
             for name in ("one", "two")
         ]
         for _ in range(12):
-            store.gc(grace_s=0)
+            store.gc(grace_s=0, max_fraction=None)
         for pusher in pushers:
             out, _ = pusher.communicate(timeout=PATIENCE_S)
             assert (pusher.returncode, out.split()) == (0, list("0123"))

@@ -99,7 +99,7 @@ def test_what_a_device_held_that_was_away_in_a_forced_rebuild_is_merged_by_the_n
         with pytest.raises(TensorkeepError, match="was away when the catalog was rebuilt"):
             store.push(arrays(3), "third")
         with pytest.raises(Conflict, match="rebuild-catalog"):
-            store.gc(grace_s=0)
+            store.gc(grace_s=0, max_fraction=None)
     assert site.rebuild().missing == ()
     with site.open() as store:
         assert branches(store) == ("acknowledged", "main")
@@ -124,7 +124,7 @@ def test_a_device_that_was_away_in_a_rebuild_is_taken_in_by_running_it_again(tmp
     with site.open() as store:
         assert store.verify().ok
         assert store.model("m").load()["w"].tobytes() == arrays(1, rows=30_000)["w"].tobytes()
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.verify().ok
 
 
@@ -138,7 +138,7 @@ def test_gc_waits_for_devices_that_a_rebuild_has_not_seen(tmp_path: Path) -> Non
     with pytest.raises(NotEnoughCopies):
         site.rebuild(force=True)
     with site.open() as store, pytest.raises(Conflict, match="d0, d1"):
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
     site.bring_back("d0")
     site.bring_back("d1")
     assert site.rebuild().missing == ()
@@ -177,13 +177,13 @@ def test_gc_spares_the_parts_of_versions_whose_structure_a_rebuild_could_not_rea
     assert len(site.rebuild().missing) == 2
     with site.open() as store:
         with pytest.raises(Conflict, match="rebuild-catalog --force"):
-            store.gc(grace_s=0)
+            store.gc(grace_s=0, max_fraction=None)
         store.rm_model("other")
     for path in manifests:
         (site.folder / path.name).rename(path)
     site.rebuild(force=True)
     with site.open() as store:
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.verify().ok
         assert store.model("m").load()["w"].tobytes() == arrays(1)["w"].tobytes()
 

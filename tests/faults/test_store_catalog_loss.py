@@ -170,7 +170,7 @@ def test_a_device_that_is_away_loses_nothing_and_is_taken_in_when_it_is_back(wor
     assert_all_load(store)
     # What the absent device holds is not known: nothing may be taken for garbage.
     with pytest.raises(Conflict, match="d1"):
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
     with pytest.raises(Unavailable, match="d1"):
         store.push(small_weights(3), MODEL, part_size=MIB)
     world.close()
@@ -225,7 +225,7 @@ VERBS: dict[str, Callable[[Store], object]] = {
     "branch to where it is": lambda store: store.branch(MODEL, "main", to="v1"),
     "rm": lambda store: store.rm(f"{MODEL}@{store.model(f'{MODEL}@v0').version.id}"),
     "rm model": lambda store: store.rm_model(MODEL),
-    "gc": lambda store: store.gc(grace_s=0),
+    "gc": lambda store: store.gc(grace_s=0, max_fraction=None),
     "plan": lambda store: store.plan(small_weights(5), MODEL),
     "gc dry run": lambda store: store.gc(dry_run=True),
     "device lost": lambda store: store.devices.lost("d0"),
@@ -465,7 +465,7 @@ def test_a_gc_deletes_nothing_once_a_rebuild_began(world: World) -> None:
     store.rm_model(OTHER)
     objects = world.objects()
     hooks = Hooks(gc__condemned=lambda: void(tensorkeep.rebuild_catalog(world.location, force=True)))
-    report = world.open(failpoints=hooks).gc(grace_s=0)
+    report = world.open(failpoints=hooks).gc(grace_s=0, max_fraction=None)
     assert report.deleted == 0
     assert world.objects() == objects
     assert_clean(world.open())
@@ -572,7 +572,7 @@ def test_a_device_that_is_read_only_is_left_out_and_taken_in_later(world: World)
         assert everything(world.open()) == before
         assert_all_load(world.open())
         with pytest.raises(Conflict, match="d1"):
-            world.open().gc(grace_s=0)
+            world.open().gc(grace_s=0, max_fraction=None)
         world.close()
     tensorkeep.rebuild_catalog(world.location)
     assert_whole(world, before)

@@ -317,13 +317,13 @@ def test_gc_keeps_the_rows_of_a_device_that_is_away_and_finishes_later(world: Wo
     store.rm_model("gone")
     world.unmount("d1")
     held = set((world.folder / "d1.aside").rglob("*"))
-    report = world.open().gc(grace_s=0)
+    report = world.open().gc(grace_s=0, max_fraction=None)
     assert report.unreachable == ("d1",)
     assert report.waiting > 0
     assert set((world.folder / "d1.aside").rglob("*")) == held
     assert not any(path.is_file() for path in world.place("d1").rglob("*"))  # nothing was made in the empty mount point
     world.mount("d1")
-    last = world.open().gc(grace_s=0)
+    last = world.open().gc(grace_s=0, max_fraction=None)
     assert (last.waiting, last.unreachable) == (0, ())
     assert_no_orphans(world, world.open())
     assert_clean(world.open())
@@ -335,11 +335,11 @@ def test_gc_drops_no_row_of_what_it_could_not_delete(world: World, fleet: Faulty
     store.push(weights(1), "gone", part_size=MIB)
     store.rm_model("gone")
     fleet.by_name["d0"].fail(method, Unavailable)
-    report = store.gc(grace_s=0)
+    report = store.gc(grace_s=0, max_fraction=None)
     assert report.unreachable == ("d0",)
     assert report.waiting > 0
     fleet.by_name["d0"].heal()
-    assert store.gc(grace_s=0).waiting == 0
+    assert store.gc(grace_s=0, max_fraction=None).waiting == 0
     assert_no_orphans(world, world.open())
     assert_clean(world.open())
 
@@ -353,7 +353,7 @@ def test_a_device_that_is_away_is_never_taken_for_empty(world: World, fleet: Fau
     assert_loads(fresh, MODEL, small_weights(0))
     problems = fresh.verify().problems
     assert {problem.device for problem in problems if problem.kind == "unreachable"} == {"d2"}
-    fresh.gc(grace_s=0)
+    fresh.gc(grace_s=0, max_fraction=None)
     fresh.status()
     with pytest.raises(Unavailable):
         fresh.push(weights(1), MODEL, part_size=MIB)
@@ -379,7 +379,7 @@ def test_two_swapped_disks_are_refused_by_name_and_nothing_is_marked(world: Worl
         fresh.push(weights(1), MODEL, part_size=MIB)
     with pytest.raises(TensorkeepError, match=r"swapped|reach"):
         fresh.model(MODEL).load()
-    fresh.gc(grace_s=0)
+    fresh.gc(grace_s=0, max_fraction=None)
     swap()
     assert {location.id: location.state for location in locations(world.open())} == states
     assert_clean(world.open())
@@ -422,6 +422,6 @@ def test_a_store_on_a_read_only_mount_is_read_and_says_why_it_is_not_written(wor
             with pytest.raises(PermissionDenied):
                 verb(store)
         with pytest.raises(PermissionDenied):
-            store.gc(grace_s=0)
+            store.gc(grace_s=0, max_fraction=None)
         world.close()
     assert_clean(world.open())

@@ -80,7 +80,7 @@ def test_a_push_whose_objects_are_collected_each_time_gives_up_and_can_be_run_ag
     store = world.create()
     store.push(small_weights(0), MODEL, part_size=MIB)
     collector = world.open()
-    hooks = Hooks(push__before_commit=lambda: void(collector.gc(grace_s=0)))
+    hooks = Hooks(push__before_commit=lambda: void(collector.gc(grace_s=0, max_fraction=None)))
     with pytest.raises(Conflict, match="push again"):
         world.open(failpoints=hooks).push(small_weights(1), MODEL, part_size=MIB)
     assert_clean(world.open())
@@ -100,7 +100,7 @@ def test_a_version_that_is_removed_under_a_child_takes_nothing_with_it(world: Wo
         remover.push(small_weights(30), MODEL, part_size=MIB, branch="other")
         remover.branch(MODEL, "main", to="other")
         remover.rm(f"{MODEL}@{old}")
-        remover.gc(grace_s=0)
+        remover.gc(grace_s=0, max_fraction=None)
 
     old = store.model(MODEL).version.id
     hooks = Hooks(push__planned=once(remove))
@@ -124,12 +124,12 @@ def test_a_removed_version_is_read_until_the_grace_is_over(world: World) -> None
 
     def collect(progress: Progress) -> None:
         """Called when the first bytes have landed, so that all is planned."""
-        collector.gc()
+        collector.gc(max_fraction=None)
 
     loaded = model.load(progress=collect)
     assert all(loaded[name].tobytes() == array.tobytes() for name, array in small_weights(1).items())
     assert world.objects() == objects
-    collector.gc(grace_s=0)
+    collector.gc(grace_s=0, max_fraction=None)
     with pytest.raises(NotEnoughCopies, match="knows no"):
         model.load()
     assert_whole(world, MODEL, small_weights(0))
@@ -160,7 +160,7 @@ def test_two_pushers_that_share_parts_lose_nothing_to_collectors_beside_them(wor
     def collect() -> None:
         store = world.open()
         while not stop.is_set():
-            store.gc(grace_s=0)
+            store.gc(grace_s=0, max_fraction=None)
 
     with ThreadWorkers().open_pool(4, "race") as pool:
         pushers = [pool.submit(push, "one", 0), pool.submit(push, "two", 2)]
@@ -207,7 +207,7 @@ def test_pushers_that_also_remove_lose_nothing_to_collectors_beside_them(world: 
     def collect() -> None:
         store = world.open()
         while not stop.is_set():
-            store.gc(grace_s=0)
+            store.gc(grace_s=0, max_fraction=None)
 
     with ThreadWorkers().open_pool(4, "race") as pool:
         pushers = [pool.submit(push(name)) for name in ("one", "two", "three")]
@@ -227,7 +227,7 @@ def test_pushers_that_also_remove_lose_nothing_to_collectors_beside_them(world: 
 
 
 def collect_once(store: Store) -> Callable[[], None]:
-    return once(lambda: void(store.gc(grace_s=0)))
+    return once(lambda: void(store.gc(grace_s=0, max_fraction=None)))
 
 
 def once(call: Callable[[], None]) -> Callable[[], None]:

@@ -109,7 +109,7 @@ class Life:
                 store.delete_tag(MODEL, tag)
             if entry.version and entry.id != head.id:
                 store.rm(f"{MODEL}@{entry.id}")
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         store.tag(MODEL, "old")
         self.turn += 1
         write_source(self.source, self.new)

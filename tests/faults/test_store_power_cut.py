@@ -141,7 +141,7 @@ def cut_often(cuts: Cuts, numbers: range) -> None:
 
 def check_at_the_end(cuts: Cuts) -> None:
     with cuts.world.open() as store:
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
     assert cuts.losses() == []
 
 

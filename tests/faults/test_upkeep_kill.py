@@ -1,10 +1,11 @@
-"""``kill -9`` at every step of a repair, a drain and a rebalance: nothing is lost, and running it again ends what was begun."""
+"""``kill -9`` at every step of a repair, a drain, a rebalance and a change of policy: nothing is lost, and running it again ends what was begun."""
 
 import signal
 from collections.abc import Iterator, Mapping
 
 import pytest
 
+from tensorkeep.records.naming import ObjectKind
 from tensorkeep.runtime import FAILPOINTS
 from tensorkeep.store.store import Store
 from tests.faults.store_driver import Driver
@@ -57,6 +58,17 @@ REBALANCE = {
 }
 
 
+POLICY = {
+    "journal.written": (1,),
+    "policy.set": (1,),
+    "repair.planned": (1,),
+    "push.staged": (1,),
+    "push.part_written": (1, 2),
+    "repair.written": (1,),
+    "policy.converted": (1,),
+    "policy.given_up": (1,),
+    "policy.done": (1,),
+}
 SCRUB = {"scrub.page_recorded": (1, 3)}
 
 
@@ -95,8 +107,8 @@ def assert_right(world: World, *, counting_off: tuple[str, ...] = ()) -> Store:
 
 
 def test_every_failpoint_is_killed_at() -> None:
-    mine = ("scrub.", "repair.", "drain.", "rebalance.")
-    assert {name for name in {*REPAIR, *DRAIN, *REBALANCE, *SCRUB} if name.startswith(mine)} == {
+    mine = ("scrub.", "repair.", "drain.", "rebalance.", "policy.")
+    assert {name for name in {*REPAIR, *DRAIN, *REBALANCE, *POLICY, *SCRUB} if name.startswith(mine)} == {
         name for name in FAILPOINTS if name.startswith(mine)
     }
 
@@ -126,7 +138,7 @@ def test_a_repair_killed_at_a_step_is_ended_by_the_next(driver: Driver, world: W
     world.close()
     assert run(driver, world, "repair") == 0
     store = world.open()
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert store.repair(dry_run=True).ok
     store = assert_right(world)
     store.rebalance()
@@ -166,4 +178,24 @@ def test_a_rebalance_killed_at_a_step_is_ended_by_the_next(
     store = assert_right(world)
     assert store.rebalance(dry_run=True).moved <= 1  # parts are large beside what a device holds here
     assert_no_orphans(world, store)
+    world.close()
+
+
+@pytest.mark.parametrize(("name", "number"), steps(POLICY))
+def test_a_change_of_policy_killed_at_a_step_is_ended_by_the_next(
+    driver: Driver, world: World, name: str, number: int
+) -> None:
+    assert run(driver, world, "policy", ec="2+1", kill=name, number=number) == KILLED
+    assert_loads(world.open(), f"{MODEL}@v0", weights(0))
+    world.close()
+    assert run(driver, world, "policy", ec="2+1") == 0
+    store = world.open()
+    assert_loads(store, f"{MODEL}@v0", weights(0))
+    assert {row.form for row in locations(store) if row.key.kind is ObjectKind.PART} == {"raw", "ec-2-1"}
+    assert store.status().short == ()
+    assert store.set_policy(MODEL, replicas=2).failed == ()
+    store.gc(grace_s=0, max_fraction=None)
+    assert {row.form for row in locations(store)} == {"raw"}
+    assert_no_orphans(world, store)
+    assert_right(world)
     world.close()

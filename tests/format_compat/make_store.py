@@ -116,7 +116,7 @@ def make_small(folder: Path, store: Store, clock: ManualClock) -> list[Made]:
     store.branch("acme/llama", "prod", to="v1")
     clock.advance(3600)
     store.push(folder / "source1", "opaque", split="size", message="cut by size")
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     return [
         Made("acme/llama@v1", small_files(0)),
         Made("acme/llama@v2", small_files(1)),

@@ -211,7 +211,7 @@ def test_flips_are_found_restored_in_the_same_load_and_healed_by_the_next_push(f
         assert version.report is not None
         assert version.report.written_bytes == sum(row.length for row in harmed)
         assert store.status().short == ()
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.verify().problems == ()
         assert same(store.model("m").load(mode="read"), weights())
 
@@ -333,7 +333,7 @@ def test_gc_removes_fragments_of_removed_versions_and_nothing_else(folder: Path)
         store.push(weights(6), "other", part_size=2 * MIB)
         gone = [path_of(folder, store, row) for row in fragments_of(store, "other")]
         store.rm_model("other")
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert not any(path.exists() for path in gone)
         assert same(store.model("m").load(), weights())
         assert store.verify().problems == ()
@@ -392,7 +392,7 @@ def test_a_device_that_fails_in_a_push_costs_its_own_fragments_and_no_more(folde
         store.push(arrays, "other", part_size=2 * MIB)
         assert store.status().short == ()
         assert {count_copies(rows) for rows in rows_of(store, "other").values()} == {3}
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.verify().problems == ()
 
 
@@ -432,7 +432,7 @@ def test_after_a_rebuild_fragments_that_no_version_needs_are_collected(folder: P
     assert len(report.missing) == 1
     with tensorkeep.open(folder / "store") as store:
         assert store.status().short, "torn fragments don't count"
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert [path for path in gone if path.exists()] == [gone[0]]
         store.push(weights(), "m", part_size=2 * MIB)
         assert store.status().short == ()

@@ -54,7 +54,7 @@ def test_a_fourth_equal_device_gets_a_quarter_and_no_more_moves(world: World) ->
     assert sum(report.after.values()) == total
     for size in report.after.values():
         assert size / total == pytest.approx(0.25, abs=0.03)
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert_loads(store, f"{MODEL}@v0", many())
     assert_clean(store)
     assert_no_orphans(world, store)
@@ -141,7 +141,7 @@ def test_the_negative_control_counting_what_cannot_be_reached_loses_it(
     monkeypatch.setattr(store._context.catalog, "retire", lambda rows, **words: retire(rows, **{**words, "down": ()}))
     assert store.rebalance().moved > 0
     fresh = world.open()
-    fresh.gc(grace_s=0)
+    fresh.gc(grace_s=0, max_fraction=None)
     fresh.devices.lost("d3")
     with pytest.raises(tensorkeep.TensorkeepError):
         fresh.model(f"{MODEL}@v0").load()
@@ -158,7 +158,7 @@ def test_fragments_move_and_keep_their_numbers(tmp_path: Path) -> None:
         total = sum(report.before.values())
         assert report.failed == ()
         assert report.moved_bytes / total == pytest.approx(0.25, abs=0.03)
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.verify().problems == ()
         assert store.status().ok
         for rows in store._context.catalog.locate(

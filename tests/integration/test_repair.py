@@ -81,7 +81,7 @@ def test_what_a_lost_device_had_is_made_anew_on_the_others(world: World) -> None
     assert {len(devices) for devices in held.values()} == {2}
     assert_whole(world)
     # What the lost device had is forgotten, as nothing needs it: gc need not reach it.
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert store._context.catalog.list_on(on_d0[0].device, after=0, limit=9) == []
     assert {row.state for row in locations(store)} == {"live"}
 
@@ -165,7 +165,7 @@ def test_damaged_copies_are_replaced_and_gc_takes_them_away(world: World) -> Non
     }
     report = store.repair()
     assert (report.ok, report.repaired) == (True, len(victims))
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert_whole(world)
     assert not {row.id for row in victims.values()} & {row.id for row in locations(store)}
     assert_no_orphans(world, store)
@@ -181,14 +181,14 @@ def test_a_copy_found_damaged_while_it_is_read_is_made_good_in_the_same_run(tmp_
     for key in short:
         flip(device_path(store, rows[key][0]), 5, 0x01)  # nobody knows of it, and repair reads it first
     assert store.repair().ok
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert_clean(store)
     assert {len(devices) for devices in usable(store).values()} == {3}
 
 
 def assert_whole_without_d0(world: World) -> None:
     store = world.open()
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     for turn in (0, 1):
         assert_loads(store, f"{MODEL}@v{turn}", weights(turn))
     assert_clean(store)

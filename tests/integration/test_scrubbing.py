@@ -84,7 +84,7 @@ def test_a_light_scrub_finds_what_is_missing_or_has_another_size(world: World) -
     assert {row.id for row in locations(store) if row.state == "bad"} == {row.id for row in rows.values()}
     assert found(store.scrub().problems) == expected
     assert store.repair().ok
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert store.scrub().ok
     assert_clean(store)
 
@@ -107,7 +107,7 @@ def test_a_deep_scrub_finds_every_flipped_bit_and_a_light_one_none(world: World)
     assert {row.state for row in locations(store)} == {"bad", "live"}  # nor does it make anything good
     repaired = store.repair()
     assert (repaired.ok, repaired.repaired) == (True, len(expected))
-    store.gc(grace_s=0)
+    store.gc(grace_s=0, max_fraction=None)
     assert store.scrub(deep=True).ok
     assert_loads(store, f"{MODEL}@v0", weights(0))
 
@@ -241,7 +241,7 @@ def test_what_gc_takes_away_meanwhile_is_not_missing(world: World, monkeypatch: 
             other = world.open()
             other.delete_tag(MODEL, "v0")
             other.rm(f"{MODEL}@{other.log(MODEL)[1].id}")
-            assert other.gc(grace_s=0).deleted > 0
+            assert other.gc(grace_s=0, max_fraction=None).deleted > 0
         check(*arguments, **words)  # type: ignore[arg-type]
 
     monkeypatch.setattr(scrubbing, "check_copy", remove_first)
@@ -271,9 +271,9 @@ def test_an_object_that_nothing_tells_of_is_noted_and_deleted_by_gc_after_its_gr
     assert report.ok
     assert {device.device: device.orphans for device in report.devices} == {"d0": 0, "d1": 0, "d2": 1}
     assert sum(device.orphans for device in store.scrub().devices) == 0  # known by now
-    assert store.gc().swept_orphans == 0  # the grace
+    assert store.gc(max_fraction=None).swept_orphans == 0  # the grace
     assert (world.place("d2") / name).exists()
-    collected = store.gc(grace_s=0)
+    collected = store.gc(grace_s=0, max_fraction=None)
     assert (collected.swept_orphans, collected.deleted) == (1, 0)
     assert not (world.place("d2") / name).exists()
     assert foreign.exists()
@@ -295,7 +295,7 @@ def test_what_a_push_under_way_has_written_is_no_orphan(world: World) -> None:
     assert len(counts) >= 5
     assert set(counts) == {0}
     store = world.open()
-    assert store.gc(grace_s=0).swept_orphans == 0
+    assert store.gc(grace_s=0, max_fraction=None).swept_orphans == 0
     assert_loads(store, f"{MODEL}@v1", weights(1))
 
 
@@ -313,10 +313,10 @@ def test_an_orphan_on_a_device_that_is_away_waits(world: World) -> None:
     name = late_put(world, "d2")
     store.scrub()
     world.unmount("d2")
-    report = store.gc(grace_s=0)
+    report = store.gc(grace_s=0, max_fraction=None)
     assert (report.swept_orphans, report.unreachable) == (0, ("d2",))
     world.mount("d2")
-    assert store.gc(grace_s=0).swept_orphans == 1
+    assert store.gc(grace_s=0, max_fraction=None).swept_orphans == 1
     assert not (world.place("d2") / name).exists()
 
 
@@ -336,7 +336,7 @@ def test_damaged_fragments_are_found_and_made_anew(tmp_path: Path) -> None:
         report = store.scrub(deep=True)
         assert found(report.problems) == expected
         assert store.repair().ok
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         assert store.scrub(deep=True).ok
         assert_loads(store, f"{MODEL}@v0", weights(0))
 
@@ -357,7 +357,7 @@ def flip_scrub_repair(world: World, seed: int, flips: int) -> None:
         assert found(report.problems) == {("corrupt", names[row.device], row.name) for row in victims}
         repaired = store.repair()
         assert (repaired.ok, repaired.repaired) == (True, len(victims))
-        store.gc(grace_s=0)
+        store.gc(grace_s=0, max_fraction=None)
         done += len(victims)
     assert_clean(store)
     assert_loads(store, f"{MODEL}@v0", weights(0))

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 
 from tensorkeep.catalog.protocol import Location
+from tensorkeep.records.redundancy import ErasureCoded, form_name
 
 
 def count_copies(rows: Iterable[Location]) -> int:
@@ -23,6 +24,11 @@ def count_copies(rows: Iterable[Location]) -> int:
         return len(whole)
     best = best_form([row for row in fragments if row.device not in whole])
     return len(whole) + max(0, _count_fragments(best))
+
+
+def is_of_code(row: Location, code: ErasureCoded | None) -> bool:
+    """Return whether a row is of a fragment of this code; None: of a whole copy."""
+    return row.fragment is None if code is None else row.fragment is not None and row.form == form_name(code)
 
 
 def best_form(fragments: Collection[Location]) -> Sequence[Location]:

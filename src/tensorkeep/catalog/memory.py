@@ -168,9 +168,13 @@ class MemoryCatalog:
         """Remove a model with all its refs and versions, in one entry; return the seq."""
         return self._change(heads, now, lambda state: memory_changes.remove_model(state, model))
 
-    def set_policy(self, model: str | None, policy: str, *, heads: Sequence[DeviceHead], now: datetime) -> int:
+    def set_policy(
+        self, model: str | None, policy: str, *, versions: bool = False, heads: Sequence[DeviceHead], now: datetime
+    ) -> int:
         """Set the policy of a model, or of the store (None); return the seq."""
-        return self._change(heads, now, lambda state: memory_changes.set_policy(state, model, policy))
+        return self._change(
+            heads, now, lambda state: memory_changes.set_policy(state, model, policy, versions=versions)
+        )
 
     # push
 
@@ -368,7 +372,15 @@ class MemoryCatalog:
 
     # gc
 
-    def condemn(self, *, grace_s: float, dry_run: bool, heads: Sequence[DeviceHead], now: datetime) -> GcSummary:
+    def condemn(
+        self,
+        *,
+        grace_s: float,
+        dry_run: bool,
+        max_fraction: float | None = None,
+        heads: Sequence[DeviceHead],
+        now: datetime,
+    ) -> GcSummary:
         """Condemn what nothing uses; a dry run only counts."""
         if dry_run:
             state = self._state.copy()
@@ -376,12 +388,7 @@ class MemoryCatalog:
             return memory_changes.condemn(state, grace_s=grace_s, now=now)
         with self._write() as state:
             state.refuse_stale(heads)
-            return memory_changes.condemn(state, grace_s=grace_s, now=now)
-
-    def holds_over(self, size_bytes: float) -> bool:
-        """Return whether rows that are not condemned have more bytes than that."""
-        rows = [row.location for row in self._state.locations.values() if row.location.state != "condemned"]
-        return sum(location.length for location in rows) > size_bytes
+            return memory_changes.condemn(state, grace_s=grace_s, max_fraction=max_fraction, now=now)
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""

@@ -1,6 +1,7 @@
 """Changes of names, gc and rebuild of the in-memory catalog, in the order in which the rules are told."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import msgspec
@@ -17,6 +18,7 @@ from tensorkeep.records.history import (
     Change,
     DeviceChanged,
     ModelChanged,
+    PolicyChanged,
     RefChanged,
     RefKind,
     StoreChanged,
@@ -96,30 +98,38 @@ def remove_model(state: MemoryState, model: str) -> list[Change]:
     ]
 
 
-def set_policy(state: MemoryState, model: str | None, policy: str) -> list[Change]:
-    """Set the policy of a model, or of the store; return the changes for the journal."""
+def set_policy(state: MemoryState, model: str | None, policy: str, *, versions: bool = False) -> list[Change]:
+    """Set the policy of a model, with its versions or without, or of the store; return the changes for the journal."""
     parse_policy(policy)
     if model is None:
         old, state.policy = state.policy, policy
         return [StoreChanged(old=old, new=policy)]
     before = state.get_model(model)
     state.models[model] = msgspec.structs.replace(before, policy=policy)
-    return [ModelChanged(old=before, new=state.models[model])]
+    changes: list[Change] = [ModelChanged(old=before, new=state.models[model])]
+    for row in list(state.versions.values()) if versions else ():
+        if row.facts.model == model and row.facts.policy != policy:
+            changes.append(PolicyChanged(version=row.facts.id, old=row.facts.policy, new=policy))
+            state.versions[row.facts.id] = replace(row, facts=msgspec.structs.replace(row.facts, policy=policy))
+    return changes
 
 
-def condemn(state: MemoryState, *, grace_s: float, now: datetime) -> GcSummary:
+def condemn(state: MemoryState, *, grace_s: float, now: datetime, max_fraction: float | None = None) -> GcSummary:
     """Condemn every row that nothing needs, as `_is_doomed` says."""
     rules.refuse_unknown_structure(
         [id_ for id_, row in state.versions.items() if not any(key.kind is ObjectKind.CHECKS for key in row.keys)]
     )
     before = sum(row.location.state == "condemned" for row in state.locations.values())
     doomed = [n for n, row in state.locations.items() if _is_doomed(state, row, grace_s=grace_s, now=now)]
+    size = sum(state.locations[number].location.length for number in doomed)
+    kept = sum(row.location.length for row in state.locations.values() if row.location.state != "condemned") - size
+    if not rules.may_condemn(size, kept, max_fraction):
+        rules.refuse_much(size, kept, max_fraction)
     for number in doomed:
         state.set_state(number, "condemned", condemned_at=format_time(now))
     silent = rules.moment_before(now, rules.SESSION_KEPT_S)
     state.sessions = {session: beat for session, beat in state.sessions.items() if beat > silent}
     state.forget_unused_objects()
-    size = sum(state.locations[number].location.length for number in doomed)
     return GcSummary(locations=len(doomed), bytes=size, condemned_before=before)
 
 

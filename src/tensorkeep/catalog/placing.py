@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from tensorkeep.catalog import rules
-from tensorkeep.catalog.counting import count_copies, first_numbers
+from tensorkeep.catalog.counting import count_copies, first_numbers, is_of_code
 from tensorkeep.catalog.protocol import Location, ObjectKey, ObjectRequest, Staging
 from tensorkeep.errors import NotFound
 from tensorkeep.planning.slots import pick_devices
@@ -86,7 +86,10 @@ def plan_staging(
         known = held.get(request.key, ())
         if staged and request.key in staged:
             known = [*known, *staged[request.key]]
-        plan = _plan_one(request, max(request.copies, owed), known, zones, usable)
+        copies = max(request.copies, owed)
+        if request.anew:
+            copies, known = request.copies, [row for row in known if is_of_code(row.location, request.code)]
+        plan = _plan_one(request, copies, known, zones, usable)
         if plan.new:
             staged.setdefault(request.key, []).extend([Held(location, mine=True) for location in plan.new])
         plans.append(plan)

@@ -71,6 +71,8 @@ class ObjectRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``ulid`` is the upload's: it ends the physical name of every copy staged by this request. ``model`` (a ulid) is for version records.
     ``code``: what is lacking is to be kept as fragments of it, fragment i on candidate i, else on one of those after them.
+    ``anew``: the object changes its form. Copies that are not fragments of ``code`` (None: not whole) don't count, are not in the way,
+    and ``copies`` alone says how many are owed.
     """
 
     key: ObjectKey
@@ -80,6 +82,7 @@ class ObjectRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ulid: str
     model: str | None = None
     code: ErasureCoded | None = None
+    anew: bool = False
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -337,8 +340,17 @@ class Catalog(Protocol):
     def remove_model(self, model: str, *, heads: Sequence[DeviceHead], now: datetime) -> int:
         """Remove a model with all its refs and versions, in one entry; return the seq."""
 
-    def set_policy(self, model: str | None, policy: str, *, heads: Sequence[DeviceHead], now: datetime) -> int:
-        """Set the policy of a model (ulid), or of the store (None), for later pushes; return the seq."""
+    def set_policy(
+        self, model: str | None, policy: str, *, versions: bool = False, heads: Sequence[DeviceHead], now: datetime
+    ) -> int:
+        """Set the policy of a model (ulid), or of the store (None), for later pushes; return the seq.
+
+        With ``versions`` the versions that the model has owe what it says from now on too, in the same entry.
+
+        Raises:
+            InvalidInput: it is no policy.
+            NotFound: there is no such model.
+        """
 
     # push
 
@@ -485,7 +497,15 @@ class Catalog(Protocol):
 
     # gc
 
-    def condemn(self, *, grace_s: float, dry_run: bool, heads: Sequence[DeviceHead], now: datetime) -> GcSummary:
+    def condemn(
+        self,
+        *,
+        grace_s: float,
+        dry_run: bool,
+        max_fraction: float | None = None,
+        heads: Sequence[DeviceHead],
+        now: datetime,
+    ) -> GcSummary:
         """Condemn every location of objects that no version refers to, except those of push sessions alive within the grace.
 
         Also condemned: bad rows of objects that have all the copies they owe without them, and rows that were staged by a
@@ -493,11 +513,9 @@ class Catalog(Protocol):
 
         Raises:
             Conflict: the catalog is stale, or a rebuild found no structure of a version (``reason="unknown_structure"``):
-                what it refers to is not known.
+                what it refers to is not known; or it is more than ``max_fraction`` of the bytes of all rows that were not condemned
+                before (``reason="gc_brake"``, in a dry run never). Nothing is condemned then.
         """
-
-    def holds_over(self, size_bytes: float) -> bool:
-        """Return whether rows that are not condemned have more bytes than that; reads no more rows than it takes to know."""
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NoReturn
 
 from tensorkeep.catalog.protocol import CommitRequest, DeviceHead, Needed, ObjectKey, ObjectRequest
 from tensorkeep.errors import AlreadyExists, Conflict, Integrity, InvalidInput, NotFound
@@ -253,6 +254,28 @@ def refuse_unknown_structure(versions: Sequence[str]) -> None:
             reason="unknown_structure",
             versions=list(versions),
         )
+
+
+def may_condemn(size_bytes: int, kept_bytes: int, max_fraction: float | None) -> bool:
+    """Return whether bytes that are to be condemned are no more than that of them and those that are kept; None: as many as there are."""
+    return max_fraction is None or size_bytes <= (size_bytes + kept_bytes) * max_fraction
+
+
+def refuse_much(size_bytes: int, kept_bytes: int, max_fraction: float | None) -> NoReturn:
+    """Refuse to condemn so much at once: it may be a mistake, or the catalog lacks versions.
+
+    Raises:
+        Conflict: ``reason="gc_brake"``.
+    """
+    stored = size_bytes + kept_bytes
+    raise Conflict(
+        f"nothing is collected: gc would give up {size_bytes} of the {stored} bytes that are stored "
+        f"({size_bytes / max(1, stored):.0%}, at once at most {max_fraction or 0:.0%}). Look with `tensorkeep ls` and `tensorkeep log` "
+        "whether versions are missing; if it is meant, say so (`tensorkeep gc --yes`)",
+        reason="gc_brake",
+        bytes=size_bytes,
+        stored=stored,
+    )
 
 
 def refuse_other_model(wanted: ModelFacts, present: ModelFacts | None) -> None:

@@ -145,9 +145,11 @@ class SqlCatalog:
         """Remove a model with all its refs and versions, in one entry; return the seq."""
         return self._change(heads, lambda tx: sql_names.remove_model(tx, model, now))
 
-    def set_policy(self, model: str | None, policy: str, *, heads: Sequence[DeviceHead], now: datetime) -> int:
+    def set_policy(
+        self, model: str | None, policy: str, *, versions: bool = False, heads: Sequence[DeviceHead], now: datetime
+    ) -> int:
         """Set the policy of a model, or of the store (None); return the seq."""
-        return self._change(heads, lambda tx: sql_names.set_policy(tx, model, policy, now))
+        return self._change(heads, lambda tx: sql_names.set_policy(tx, model, policy, now, versions=versions))
 
     # push
 
@@ -311,18 +313,22 @@ class SqlCatalog:
 
     # gc
 
-    def condemn(self, *, grace_s: float, dry_run: bool, heads: Sequence[DeviceHead], now: datetime) -> GcSummary:
+    def condemn(
+        self,
+        *,
+        grace_s: float,
+        dry_run: bool,
+        max_fraction: float | None = None,
+        heads: Sequence[DeviceHead],
+        now: datetime,
+    ) -> GcSummary:
         """Condemn what nothing uses; a dry run only counts, and needs no right to write."""
 
         def step(connection: Connection) -> GcSummary:
             sql_journal.refuse_stale(connection, heads)
-            return sql_gc.condemn(connection, grace_s=grace_s, dry_run=dry_run, now=now)
+            return sql_gc.condemn(connection, grace_s=grace_s, dry_run=dry_run, max_fraction=max_fraction, now=now)
 
         return self._db.reading(step) if dry_run else self._db.writing(step)
-
-    def holds_over(self, size_bytes: float) -> bool:
-        """Return whether rows that are not condemned have more bytes than that."""
-        return self._db.reading(lambda connection: sql_gc.holds_over(connection, size_bytes))
 
     def list_condemned(self, *, grace_s: float, now: datetime, after: int, limit: int) -> list[Location]:
         """Return rows condemned at least the grace ago, by id."""

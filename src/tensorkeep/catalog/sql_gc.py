@@ -18,7 +18,9 @@ from tensorkeep.catalog.sql_push import delete_unused_parts, is_unused
 from tensorkeep.records.json_text import format_time
 
 
-def condemn(connection: Connection, *, grace_s: float, dry_run: bool, now: datetime) -> GcSummary:
+def condemn(
+    connection: Connection, *, grace_s: float, dry_run: bool, now: datetime, max_fraction: float | None = None
+) -> GcSummary:
     """Condemn what `doomed` says, or only count it."""
     rules.refuse_unknown_structure(_unread_versions(connection))
     before = connection.execute(select(func.count()).where(schema.is_condemned)).scalar_one()
@@ -30,6 +32,7 @@ def condemn(connection: Connection, *, grace_s: float, dry_run: bool, now: datet
         count += len(lengths)
         size += sum(lengths)
     if not dry_run:
+        _refuse_much(connection, size, max_fraction)
         _forget_silent_sessions(connection, now)
     return GcSummary(locations=count, bytes=size, condemned_before=before)
 
@@ -58,17 +61,21 @@ def doomed(connection: Connection, *, grace_s: float, now: datetime) -> ColumnEl
     )
 
 
-def holds_over(connection: Connection, size_bytes: float) -> bool:
-    """Return whether rows that are not condemned have more bytes than that; it stops reading as soon as they have."""
+def _refuse_much(connection: Connection, size_bytes: int, max_fraction: float | None) -> None:
+    """Return if what was condemned just now is no more than that of what was stored; it reads no more rows than it takes to know.
+
+    Raises:
+        Conflict: it is more, and the transaction is undone.
+    """
     table = schema.locations
-    total = after = 0
+    kept = after = 0
     query = select(table.c.id, table.c.length).where(table.c.state != "condemned").order_by(table.c.id).limit(CHUNK)
-    while page := connection.execute(query.where(table.c.id > after)).all():
+    while not rules.may_condemn(size_bytes, kept, max_fraction):
+        page = connection.execute(query.where(table.c.id > after)).all()
+        if not page:
+            rules.refuse_much(size_bytes, kept, max_fraction)
         after = page[-1].id
-        total += sum(row.length for row in page)
-        if total > size_bytes:
-            return True
-    return False
+        kept += sum(row.length for row in page)
 
 
 def drop(connection: Connection, locations: Sequence[int]) -> None:

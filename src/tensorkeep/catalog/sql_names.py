@@ -30,6 +30,7 @@ from tensorkeep.records.history import (
     DeviceChanged,
     ModelChanged,
     ModelFacts,
+    PolicyChanged,
     RefChanged,
     RefFacts,
     RefKind,
@@ -186,15 +187,24 @@ def remove_model(tx: Transaction, model: str, now: datetime) -> int:
     return append(tx, changes, now)
 
 
-def set_policy(tx: Transaction, model: str | None, policy: str, now: datetime) -> int:
-    """Set the policy of a model, or of the store; return the seq."""
+def set_policy(tx: Transaction, model: str | None, policy: str, now: datetime, *, versions: bool = False) -> int:
+    """Set the policy of a model, with its versions or without, or of the store; return the seq."""
     parse_policy(policy)
     connection = tx.connection
     if model is None:
         old = connection.execute(select(schema.store.c.policy)).scalar_one()
         connection.execute(update(schema.store).values(policy=policy))
         return append(tx, [StoreChanged(old=old, new=policy)], now)
-    return append(tx, [write_policy(connection, get_model(connection, model), policy)], now)
+    changes: list[Change] = [write_policy(connection, get_model(connection, model), policy)]
+    if versions:
+        table = schema.versions
+        others = (table.c.model == model, table.c.policy != policy)
+        found = connection.execute(
+            select(table.c.id, table.c.policy).where(*others).order_by(table.c.seq, table.c.number)
+        ).all()
+        connection.execute(update(table).where(*others).values(policy=policy))
+        changes += [PolicyChanged(version=version, old=old, new=policy) for version, old in found]
+    return append(tx, changes, now)
 
 
 def write_policy(connection: Connection, model: ModelFacts, policy: str) -> ModelChanged:

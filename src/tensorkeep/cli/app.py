@@ -12,6 +12,7 @@ from tensorkeep.cli.commands import (
     names,
     part_files,
     planning,
+    policies,
     removal,
     setup,
     showing,
@@ -102,7 +103,15 @@ def build_app() -> typer.Typer:
         "tensorkeep rebalance --dry-run",
         "tensorkeep rebalance --rate-limit 200MB/s",
     )
-    add_command(app, "gc", removal.gc, "tensorkeep gc --dry-run", "tensorkeep gc --grace 0")
+    add_command(
+        app,
+        "policy",
+        policies.policy,
+        "tensorkeep policy",
+        "tensorkeep policy acme/llama --ec 4+2",
+        "tensorkeep policy acme/llama --replicas 2 --dry-run",
+    )
+    add_command(app, "gc", removal.gc, "tensorkeep gc --dry-run", "tensorkeep gc --grace 0 --yes")
     add_command(app, "du", upkeep.du, "tensorkeep du", "tensorkeep du acme/llama")
     add_command(app, "status", upkeep.status, "tensorkeep status")
     add_command(

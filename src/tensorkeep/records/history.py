@@ -99,6 +99,14 @@ class VersionRemoved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     version: VersionFacts
 
 
+class PolicyChanged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="policy"):
+    """What a version owes was changed after it was committed; old and new are texts of policies."""
+
+    version: str
+    old: str
+    new: str
+
+
 class RefChanged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ref"):
     """A branch or tag was made (old None), moved, or deleted (new None); old and new are version ids."""
 
@@ -121,7 +129,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     device_order: tuple[str, ...] = ()
 
 
-Change = StoreChanged | DeviceChanged | ModelChanged | VersionCommitted | VersionRemoved | RefChanged | Snapshot
+Change = (
+    StoreChanged
+    | DeviceChanged
+    | ModelChanged
+    | VersionCommitted
+    | VersionRemoved
+    | PolicyChanged
+    | RefChanged
+    | Snapshot
+)
 
 
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +191,9 @@ def apply_change(state: StoreState, change: Change) -> StoreState:
             state.versions[version.id] = version
         case VersionRemoved(version=version):
             state.versions.pop(version.id, None)
+        case PolicyChanged(version=version_id, new=new):
+            if (known := state.versions.get(version_id)) is not None:
+                state.versions[version_id] = msgspec.structs.replace(known, policy=new)
         case RefChanged(model=model, ref=ref, name=name, new=new):
             state.refs = [r for r in state.refs if (r.model, r.kind, r.name) != (model, ref, name)]
             if new is not None:

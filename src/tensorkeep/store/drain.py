@@ -10,13 +10,12 @@ from tensorkeep.catalog.protocol import DeviceHead
 from tensorkeep.errors import Conflict, InvalidInput, NotFound, PermissionDenied
 from tensorkeep.records.device import DeviceFacts, DeviceState, is_gone
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.gc import condemn_unused, delete_on, refuse_unseen
+from tensorkeep.store.gc import MOST_UNUSED, condemn_unused, delete_on, refuse_unseen
 from tensorkeep.store.journal import record_change, refuse_stale
 from tensorkeep.store.repair import repair, retire_on
 from tensorkeep.store.reports import DrainReport, ProgressCallback
 
 _PAGE = 2000
-_MOST_UNUSED = 0.5
 _SPARED_S = 86400.0
 """Pushes that were alive within it keep what they have staged."""
 
@@ -36,7 +35,7 @@ def drain_device(
     made = repair(context, without=(), rate_limit=rate_limit, dry_run=False, progress=progress)
     try:
         # What a push that goes on has there is its own until it commits, and needs other copies for that.
-        condemn_unused(context, dry_run=False, grace_s=_SPARED_S, max_fraction=_MOST_UNUSED)
+        condemn_unused(context, dry_run=False, grace_s=_SPARED_S, max_fraction=MOST_UNUSED)
     except Conflict as error:
         if error.facts.get("reason") != "gc_brake":
             raise  # else so much is unused that a person is to look first, by gc: then the device keeps its share of it

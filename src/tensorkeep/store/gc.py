@@ -19,6 +19,9 @@ from tensorkeep.store.reports import GcReport
 T = TypeVar("T")
 N = TypeVar("N", Location, Orphan)
 
+MOST_UNUSED = 0.5
+"""Of what is stored: more is given up at once by nobody but who says so."""
+
 _PAGE = 1000
 
 
@@ -89,39 +92,15 @@ def condemn_unused(context: StoreContext, *, dry_run: bool, grace_s: float, max_
     """Condemn what nothing uses, or only say what that would be.
 
     Raises:
-        Conflict: the catalog is stale, ``reason="unseen_device"``, or ``reason="gc_brake"``: it is more than that fraction of what
-            is stored.
+        Conflict: as `Catalog.condemn`; or ``reason="unseen_device"``.
     """
     refuse_unseen(context)
-    catalog, clock = context.catalog, context.runtime.clock
-    if dry_run or max_fraction is not None:
-        summary = catalog.condemn(grace_s=grace_s, dry_run=True, heads=context.fleet.heads(), now=clock.now())
-        if dry_run:
-            return summary
-        _refuse_much(context, summary.bytes, max_fraction)
-    return catalog.condemn(grace_s=grace_s, dry_run=False, heads=context.fleet.heads(), now=clock.now())
-
-
-def _refuse_much(context: StoreContext, size_bytes: int, max_fraction: float | None) -> None:
-    """Return if what would be condemned is no more than a fraction of what is stored.
-
-    Raises:
-        Conflict: ``reason="gc_brake"``; it is more, which may be a mistake, or a catalog that lacks versions.
-    """
-    if not size_bytes or max_fraction is None:
-        return
-    if max_fraction and context.catalog.holds_over(size_bytes / max_fraction):
-        return
-    stored = sum(row.bytes for row in context.catalog.device_usage())
-    if size_bytes <= stored * max_fraction:
-        return
-    raise Conflict(
-        f"nothing is collected: gc would give up {size_bytes} of the {stored} bytes that are stored "
-        f"({size_bytes / max(1, stored):.0%}, the most is {max_fraction:.0%}). If that is meant, allow more; if not, "
-        "look with `tensorkeep ls` and `tensorkeep log` which versions are missing",
-        reason="gc_brake",
-        bytes=size_bytes,
-        stored=stored,
+    return context.catalog.condemn(
+        grace_s=grace_s,
+        dry_run=dry_run,
+        max_fraction=max_fraction,
+        heads=context.fleet.heads(),
+        now=context.runtime.clock.now(),
     )
 
 

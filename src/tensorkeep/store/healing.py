@@ -1,7 +1,7 @@
 """Giving objects the copies that they owe: read from a good copy or put together from fragments, written, read back, counted.
 
-Repair, drain and a store that gets another device all do this. What a run that was killed has written counts; the next one does
-the rest. The objects that may lose fewest more devices come first.
+Repair and drain do this, and a change of policy, which writes them in another form. What a run that was killed has written counts;
+the next one does the rest. The objects that may lose fewest more devices come first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from tensorkeep.catalog.counting import best_form
+from tensorkeep.catalog.counting import best_form, is_of_code
 from tensorkeep.catalog.protocol import Location, ObjectKey, ShortObject
 from tensorkeep.catalog.rules import USABLE
 from tensorkeep.devices.rate_limit import TokenBucket, open_bucket
@@ -18,9 +18,9 @@ from tensorkeep.planning.placement import DeviceShare, place_parts
 from tensorkeep.records.device import counted_devices
 from tensorkeep.records.layout import MIB
 from tensorkeep.records.naming import ObjectKind, VersionName, parse_physical_name
-from tensorkeep.records.redundancy import ErasureCoded, Replicas, fragment_bytes, parse_form
+from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas, fragment_bytes, parse_form
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.fragments import held_part
+from tensorkeep.store.fragments import code_of, held_part
 from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.progress import ByteProgress
@@ -68,6 +68,7 @@ def heal(
     down: Sequence[str] = (),
     rate_limit: int | None = None,
     progress: ProgressCallback | None = None,
+    into: Policy | None = None,
 ) -> Healed:
     """Give objects the copies that they owe, as far as devices can be read and written; return what became of them.
 
@@ -79,13 +80,15 @@ def heal(
         down: devices whose copies don't count.
         rate_limit: bytes of objects per second that are never exceeded; None: no limit.
         progress: told of the bytes of objects that are done.
+        into: the form that objects are given, all of it, whatever else there is of them; None: each keeps its own.
     """
     healed = Healed()
     if not short:
         return healed
     with writing_copies(context, down=down) as writer:
-        work = _Healing(context, writer, healed, open_bucket(rate_limit, context.runtime.clock))
-        work.run(short, ByteProgress(progress, "repair", sum(each.size_bytes for each in short)))
+        work = _Healing(context, writer, healed, open_bucket(rate_limit, context.runtime.clock), into)
+        step = "repair" if into is None else "convert"
+        work.run(short, ByteProgress(progress, step, sum(each.size_bytes for each in short)))
     healed.written_bytes = writer.tally.written_bytes
     healed.warnings = {warning for warning in writer.tally.warnings if warning.startswith("device ")}
     healed.device_bytes = dict(writer.tally.device_bytes)
@@ -118,11 +121,19 @@ def settle_states(context: StoreContext, keys: Sequence[ObjectKey]) -> None:
 class _Healing:
     """One run over what lacks copies, page by page; the objects of a page are healed in parallel."""
 
-    def __init__(self, context: StoreContext, writer: ObjectWriter, healed: Healed, bucket: TokenBucket | None) -> None:
+    def __init__(
+        self,
+        context: StoreContext,
+        writer: ObjectWriter,
+        healed: Healed,
+        bucket: TokenBucket | None,
+        into: Policy | None,
+    ) -> None:
         self._context = context
         self._writer = writer
         self._healed = healed
         self._bucket = bucket
+        self._into = into
         # What devices hold counts as given, so that a new one gets most; read once, since it takes a look at every row.
         self._held = {row.device: row.bytes - row.bad_bytes for row in context.catalog.device_usage()}
 
@@ -156,11 +167,18 @@ class _Healing:
             elif not rows:
                 self._healed.failed[each.key] = "no copy is known"
             else:
-                planned.append(_Planned(each, rows, _code_of(rows, each.owed)))
+                planned.append(self._choose_form(each, rows))
         planned.sort(key=lambda plan: (plan.short.have, plan.policy_name))
         for _, group in groupby(planned, key=lambda plan: (plan.short.have, plan.policy_name)):
             self._place(list(group), shares)
         return planned
+
+    def _choose_form(self, short: ShortObject, rows: Sequence[Location]) -> "_Planned":
+        good = [row for row in rows if row.state in USABLE]
+        if self._into is None:
+            return _Planned(short, rows, good, _code_of(rows, short.owed))
+        code = code_of(self._into, short.size_bytes)
+        return _Planned(short, rows, [row for row in good if is_of_code(row, code)], code, anew=True)
 
     def _place(self, group: Sequence["_Planned"], shares: Sequence[DeviceShare]) -> None:
         """Find devices for objects of one form; what they get counts as given to them from then on."""
@@ -168,13 +186,13 @@ class _Healing:
         policy = group[0].code or Replicas(group[0].short.owed)
         wanted = []
         for plan in group:
-            good = [row for row in plan.rows if row.state in USABLE]
+            good = [row for row in plan.rows if row.state in USABLE]  # what has another form keeps its device as well
             wanted.append(held_part(good, plan.short.size_bytes, plan.code))
         for plan, candidates in zip(group, place_parts(wanted, given, policy=policy, short=True), strict=True):
             plan.candidates = candidates
-            holders = {row.device for row in plan.rows if row.state in USABLE}
+            holders = {row.device for row in plan.kept}
             size = fragment_bytes(plan.short.size_bytes, plan.code.data) if plan.code else plan.short.size_bytes
-            for device in [each for each in candidates if each not in holders][: plan.short.owed - plan.short.have]:
+            for device in [each for each in candidates if each not in holders][: plan.lacking]:
                 self._held[device] = self._held.get(device, 0) + size
 
     def _heal_batch(self, batch: Sequence["_Planned"], counter: ByteProgress) -> None:
@@ -206,12 +224,21 @@ class _Healing:
 
 @dataclass(slots=True)
 class _Planned:
-    """An object to restore: its rows, the code that it is kept in (None: whole copies), where new copies may go."""
+    """An object to restore: its rows, those that count, the code it is kept in (None: whole copies), where new copies may go."""
 
     short: ShortObject
     rows: Sequence[Location]
+    kept: Sequence[Location]
     code: ErasureCoded | None
+    anew: bool = False
     candidates: tuple[str, ...] = ()
+
+    @property
+    def lacking(self) -> int:
+        """How many copies, or fragments, are to be written."""
+        if self.anew and self.code is not None:
+            return self.code.slots - len({row.fragment for row in self.kept})
+        return self.short.owed - self.short.have
 
     @property
     def policy_name(self) -> str:
@@ -223,7 +250,16 @@ class _Planned:
             name = parse_physical_name(self.rows[0].name)
             assert isinstance(name, VersionName)
             model = name.model
-        return NewObject(self.short.key, data, len(data), self.short.owed, self.candidates, model=model, code=self.code)
+        return NewObject(
+            self.short.key,
+            data,
+            len(data),
+            self.short.owed,
+            self.candidates,
+            model=model,
+            code=self.code,
+            anew=self.anew,
+        )
 
 
 def _code_of(rows: Sequence[Location], owed: int) -> ErasureCoded | None:

@@ -37,7 +37,7 @@ _HEARTBEAT_S = 30.0
 class NewObject:
     """An object that a push needs on ``copies`` devices: the first of ``candidates`` that can take it.
 
-    ``code``: what is lacking of it is written as fragments, the i-th to candidate i.
+    ``code``: what is lacking of it is written as fragments, the i-th to candidate i. ``anew``: it changes its form, see `ObjectRequest`.
     """
 
     key: ObjectKey
@@ -47,6 +47,7 @@ class NewObject:
     candidates: tuple[str, ...]
     model: str | None = None
     code: ErasureCoded | None = None
+    anew: bool = False
 
     @property
     def most_bytes(self) -> int:
@@ -297,6 +298,7 @@ class ObjectWriter:
             ulid=ulid,
             model=new.model,
             code=new.code,
+            anew=new.anew,
         )
 
     def _candidates(self, new: NewObject) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ def _trim(context: StoreContext, tally: _Tally, *, dry_run: bool) -> None:
         for key in keys:
             usable = [row for row in found[key] if row.state in USABLE and row.device in zones]
             if key in owed and count_copies(usable) >= owed[key]:
-                wanted += _order_to_go(usable, owed[key], fill, zones)
+                wanted += order_to_go(usable, owed[key], fill, zones)
         if not wanted:
             continue
         numbers = [row.id for row in wanted]
@@ -147,7 +147,7 @@ def _trim(context: StoreContext, tally: _Tally, *, dry_run: bool) -> None:
         tally.trimmed_bytes += sum(row.length for row in wanted if row.id in gone)
 
 
-def _order_to_go(
+def order_to_go(
     rows: Sequence[Location], owed: int, fill: Mapping[str, int], zones: Mapping[str, str]
 ) -> list[Location]:
     """Return the copies of an object in the order in which it can do without them, as many as it can, zones too.

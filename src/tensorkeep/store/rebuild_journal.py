@@ -18,6 +18,7 @@ from tensorkeep.records.history import (
     JournalEntry,
     ModelChanged,
     ModelFacts,
+    PolicyChanged,
     RefChanged,
     Snapshot,
     StoreChanged,
@@ -182,6 +183,8 @@ def _merge(state: StoreState, change: Change, name: JournalName, notes: list[str
             fits = new is not None and state.models.get(new.id) == old and not _name_taken(state, new)
         case VersionCommitted(version=version):
             fits = version.model in state.models and version.id not in state.versions
+        case PolicyChanged(version=version_id, old=old):
+            fits = version_id in state.versions and state.versions[version_id].policy == old
         case RefChanged(model=model, ref=ref, name=ref_name, old=old, new=new):
             present = [r.version for r in state.refs if (r.model, r.kind, r.name) == (model, ref, ref_name)]
             fits = present == ([] if old is None else [old]) and (new is None or new in state.versions)

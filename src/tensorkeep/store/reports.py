@@ -546,6 +546,52 @@ class RebalanceReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyReport:
+    """What a change of policy did, or with ``dry_run`` would do; ``model`` None: the store's, for models without one of their own.
+
+    ``old`` is None where the model had none. ``versions`` owe something else now. ``converted`` parts (``converted_bytes`` of them) were
+    written in the new form, copies of other forms were ``given_up``: gc deletes them after its grace. ``shared`` parts stay as they
+    are, since versions of other models ask for more.
+    """
+
+    model: str | None
+    old: str | None
+    new: str
+    dry_run: bool
+    versions: int
+    converted: int
+    converted_bytes: int
+    written_bytes: int
+    given_up: int
+    given_up_bytes: int
+    shared: int
+    failed: tuple[str, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every part has the form that it should."""
+        return not self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPolicy:
+    """The policy of later pushes of a model (``own`` None: the store's), and how many versions owe which policy."""
+
+    model: str
+    own: str | None
+    owed: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTable:
+    """The store's policy, and those of models and their versions, by name."""
+
+    store: str
+    models: tuple[ModelPolicy, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """A device, and what the catalog says it holds. ``problem`` says why it can't be used now, None where it can."""
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorkeep.errors import AlreadyExists
+from tensorkeep.errors import AlreadyExists, InvalidInput
 from tensorkeep.records.conformance_report import ConformanceReport
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.layout import MIB
 from tensorkeep.records.names import parse_revision
 from tensorkeep.store import device_admin, gc, revisions, usage
 from tensorkeep.store.context import StoreContext
+from tensorkeep.store.conversion import read_policies, set_policy
 from tensorkeep.store.device_bench import bench_device
 from tensorkeep.store.diff import diff_manifests
 from tensorkeep.store.diff_stats import measure_changes
@@ -35,6 +36,8 @@ from tensorkeep.store.reports import (
     GcReport,
     LogEntry,
     ModelSummary,
+    PolicyReport,
+    PolicyTable,
     ProgressCallback,
     PushForecast,
     RebalanceReport,
@@ -591,7 +594,50 @@ class Store:
         """
         return rebalance(self._context, rate_limit=rate_limit, dry_run=dry_run, progress=progress_callback(progress))
 
-    def gc(self, *, dry_run: bool = False, grace_s: float = DAY_S, max_fraction: float | None = None) -> GcReport:
+    def policies(self) -> PolicyTable:
+        """Return the policy of the store, and what models and their versions owe."""
+        return read_policies(self._context)
+
+    def set_policy(
+        self,
+        model: str | None,
+        *,
+        replicas: int | None = None,
+        ec: str | None = None,
+        rate_limit: int | None = None,
+        dry_run: bool = False,
+        progress: bool | ProgressCallback | None = None,
+    ) -> PolicyReport:
+        """Change what a model owes, the versions that it has included, or what models without a policy of their own will owe.
+
+        A model's versions owe the new policy as one change of the catalog; then their parts are written in its form, read back, and
+        the copies of the old form are given up, which gc deletes after its grace. Parts of which other models ask more stay as they
+        are. Killed and run again, it goes on.
+
+        Args:
+            model: the model; None: the store's default, for later pushes of models without a policy of their own.
+            replicas: whole copies of each part.
+            ec: erasure coding ``K+M``; this or ``replicas``.
+            rate_limit: bytes of objects per second that are never exceeded; None: no limit.
+            dry_run: only say how many versions and parts would change.
+            progress: True for a line on standard error, or a callable.
+
+        Raises:
+            NotFound: there is no such model.
+            InvalidInput: neither or both are given, one makes no sense, or the devices that can be written are too few.
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+            NotEnoughCopies: the change is in the catalog, but on too few devices.
+        """
+        policy = make_policy(replicas, ec)
+        if policy is None:
+            raise InvalidInput("give replicas or ec: what is to be owed from now on")
+        return set_policy(
+            self._context, model, policy, rate_limit=rate_limit, dry_run=dry_run, progress=progress_callback(progress)
+        )
+
+    def gc(
+        self, *, dry_run: bool = False, grace_s: float = DAY_S, max_fraction: float | None = gc.MOST_UNUSED
+    ) -> GcReport:
         """Delete what no version uses from the devices.
 
         Two steps: what nothing uses is condemned now, and deleted by the first gc after the grace (readers may have open
@@ -600,7 +646,7 @@ class Store:
         Args:
             dry_run: only say what would be condemned and deleted.
             grace_s: seconds for which what was condemned is kept.
-            max_fraction: of the stored bytes: more are not condemned at once, since that is more often a mistake than meant.
+            max_fraction: of the stored bytes, 0 to 1: more are not condemned at once, since that is more often a mistake than meant.
                 None: as many as it takes.
 
         Raises:

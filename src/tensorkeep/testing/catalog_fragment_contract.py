@@ -30,9 +30,10 @@ class FragmentRules(CatalogFixtures):
         size_bytes: int = SIZE,
         candidates: Sequence[str] | None = None,
         key: ObjectKey = PART,
+        anew: bool = False,
     ) -> Staging:
         """Stage a part."""
-        request = scene.request(key, copies=copies, size_bytes=size_bytes, candidates=candidates, code=code)
+        request = scene.request(key, copies=copies, size_bytes=size_bytes, candidates=candidates, code=code, anew=anew)
         [answer] = scene.catalog.stage(session, [request])
         return answer
 
@@ -229,3 +230,37 @@ class FragmentRules(CatalogFixtures):
         answer = self.stage(scene, session, code=code, copies=2)
         assert [row.fragment for row in answer.staged] == [0, 1]
         assert answer.missing == 0
+
+    def test_a_part_that_changes_its_form_gets_all_of_the_new_one_beside_the_old(self, scene: Scene) -> None:
+        devices = [scene.add_device(name) for name in "abcdef"]
+        session = scene.begin()
+        whole = self.store(scene, session, code=None, copies=3)
+        assert [row.device for row in whole] == [facts.id for facts in devices[:3]]
+        beside = self.stage(scene, session)
+        assert ([row.id for row in beside.existing], beside.staged) == (
+            [row.id for row in whole],
+            (),
+        )  # what is owed is there, in whatever form
+        answer = self.stage(scene, session, anew=True)
+        assert (answer.existing, answer.missing) == ((), 0)
+        assert [(row.device, row.fragment) for row in answer.staged] == [
+            (facts.id, number) for number, facts in enumerate(devices)
+        ]
+        scene.catalog.record_stored(session, [row.id for row in answer.staged])
+        again = self.stage(scene, session, anew=True)
+        assert ({row.id for row in again.existing}, again.staged) == ({row.id for row in answer.staged}, ())
+        other = self.stage(scene, session, code=ErasureCoded(2, 1), copies=2, anew=True)
+        assert [(row.form, row.device) for row in other.staged] == [
+            ("ec-2-1", devices[number].id) for number in range(3)
+        ]
+        back = self.stage(scene, session, code=None, copies=4, anew=True)
+        assert [row.id for row in back.existing] == [row.id for row in whole]
+        assert [row.device for row in back.staged] == [devices[3].id]
+
+    def test_what_a_part_that_changes_its_form_cannot_get_is_missing(self, scene: Scene) -> None:
+        for name in "abcde":
+            scene.add_device(name)
+        session = scene.begin()
+        self.store(scene, session, code=None, copies=3)
+        answer = self.stage(scene, session, anew=True)
+        assert (len(answer.staged), answer.missing) == (5, 1)

@@ -212,6 +212,20 @@ class GcRules(CatalogFixtures):
         scene.catalog.end_push(session)
         assert self.condemn(scene).locations == 0
 
+    def test_more_than_a_fraction_of_all_bytes_is_not_condemned_at_once(self, scene: Scene) -> None:
+        scene.add_device("a")
+        scene.push(scene.model(), [part_key(1)])  # four objects of one size
+        scene.store(scene.begin(), [part_key(number) for number in range(2, 8)])  # six more, which no version uses
+        catalog, now = scene.catalog, scene.clock.now()
+        for fraction in (0.0, 0.5, 0.59):
+            with pytest.raises(Conflict, match="60%") as caught:
+                catalog.condemn(grace_s=0, dry_run=False, max_fraction=fraction, heads=(), now=now)
+            assert caught.value.facts["reason"] == "gc_brake"
+        assert catalog.list_condemned(grace_s=0, now=now, after=0, limit=9) == []
+        assert catalog.condemn(grace_s=0, dry_run=True, max_fraction=0.0, heads=(), now=now).locations == 6
+        assert catalog.condemn(grace_s=0, dry_run=False, max_fraction=0.6, heads=(), now=now).locations == 6
+        assert catalog.condemn(grace_s=0, dry_run=False, max_fraction=0.0, heads=(), now=now).locations == 0
+
     def test_a_stale_catalog_collects_nothing(self, scene: Scene) -> None:
         a = scene.add_device("a")
         scene.store(scene.begin(), [part_key(1)])

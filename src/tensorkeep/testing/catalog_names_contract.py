@@ -8,7 +8,9 @@ import pytest
 from tensorkeep.catalog.protocol import DeviceUsage
 from tensorkeep.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.history import PolicyChanged, decode_entry
 from tensorkeep.records.names import parse_model_name
+from tensorkeep.records.naming import ObjectKind
 from tensorkeep.testing.catalog_fixtures import STORE, CatalogFixtures
 from tensorkeep.testing.catalog_scene import PART_BYTES, Scene, part_key
 
@@ -301,4 +303,24 @@ class NameRules(CatalogFixtures):
             catalog.set_policy(None, "replicas=0", heads=(), now=now)
         with pytest.raises(NotFound):
             catalog.set_policy(scene.ulid(), "replicas=1", heads=(), now=now)
+        assert catalog.check() == []
+
+    def test_the_versions_of_a_model_may_owe_its_new_policy_too(self, scene: Scene) -> None:
+        for name in "abc":
+            scene.add_device(name)
+        catalog, model, now = scene.catalog, scene.model(), scene.clock.now()
+        old = scene.push(model, [part_key(1), part_key(2)])
+        new = scene.push(model, [part_key(2)], policy="replicas=2", expected_head=old.id)
+        other = scene.push(scene.model("acme/other"), [part_key(3)])
+        before = catalog.info().last_seq
+        catalog.set_policy(model.id, "replicas=2", versions=True, heads=(), now=now)
+        assert catalog.info().last_seq == before + 1
+        changes = decode_entry(catalog.journal_rows()[-1].body).changes
+        assert changes[1:] == (PolicyChanged(version=old.id, old="replicas=1", new="replicas=2"),)
+        assert catalog.list_versions(model.id) == [new, msgspec.structs.replace(old, policy="replicas=2")]
+        assert catalog.list_versions(other.model) == [other]
+        keys = [part_key(number) for number in (1, 2, 3)]
+        assert catalog.copies_owed(keys) == {part_key(1): 2, part_key(2): 2, part_key(3): 1}
+        short = {each.key for each in catalog.list_short(after=0, limit=99) if each.key.kind is ObjectKind.PART}
+        assert short == {part_key(1)}
         assert catalog.check() == []

@@ -195,7 +195,8 @@ class Operations:
         """Set a policy."""
         model = self._random.choice((None, self._model().id))
         policy = self._random.choice((*POLICIES, "nonsense"))
-        self._ask(lambda c: c.set_policy(model, policy, heads=(), now=self._scene.clock.now()))
+        versions = self._random.random() < 0.5
+        self._ask(lambda c: c.set_policy(model, policy, versions=versions, heads=(), now=self._scene.clock.now()))
 
     def do_device(self) -> None:
         """Add, change or lose a device."""
@@ -228,7 +229,8 @@ class Operations:
         """Condemn, and drop some of what is condemned."""
         now, grace_s = self._scene.clock.now(), self._random.choice((0.0, 3600.0, 1e6))
         self._ask(lambda c: c.condemn(grace_s=grace_s, dry_run=True, heads=(), now=now))
-        self._ask(lambda c: c.condemn(grace_s=grace_s, dry_run=False, heads=(), now=now))
+        most = self._random.choice((None, None, 0.0, 0.1, 0.5))
+        self._ask(lambda c: c.condemn(grace_s=grace_s, dry_run=False, max_fraction=most, heads=(), now=now))
         rows = self._ask(lambda c: c.list_condemned(grace_s=grace_s, now=now, after=0, limit=5))
         numbers = [row.id for row in rows] + self._some_rows()
         self._ask(lambda c: c.drop(numbers))
@@ -260,7 +262,13 @@ class Operations:
             return self._scene.request(key, copies=copies, model=model, candidates=candidates)
         code = self._random.choice((None, None, ErasureCoded(2, 1), ErasureCoded(1, 1), ErasureCoded(3, 2)))
         return self._scene.request(
-            key, copies=copies, model=model, candidates=candidates, size_bytes=_PART_BYTES, code=code
+            key,
+            copies=copies,
+            model=model,
+            candidates=candidates,
+            size_bytes=_PART_BYTES,
+            code=code,
+            anew=self._random.random() < 0.2,
         )
 
     def _ask(self, operation: Callable[[Catalog], Any]) -> Any:

@@ -77,6 +77,7 @@ class Scene:
         candidates: Sequence[str] | None = None,
         size_bytes: int = PART_BYTES,
         code: ErasureCoded | None = None,
+        anew: bool = False,
     ) -> ObjectRequest:
         """Return a request for an object, by default on any active device in order of being added."""
         if candidates is None:
@@ -89,6 +90,7 @@ class Scene:
             ulid=self.ulid(),
             model=model,
             code=code,
+            anew=anew,
         )
 
     def stage(

@@ -28,8 +28,11 @@ from tensorkeep.store.reports import (
     GcReport,
     LayerBalance,
     LogEntry,
+    ModelPolicy,
     ModelSummary,
     ObjectLeft,
+    PolicyReport,
+    PolicyTable,
     PrefetchReport,
     Problem,
     Progress,
@@ -324,6 +327,11 @@ LEFT = ObjectLeft("part", "ab" * 32, 7_000_000, 0, 2, "no good copy is left", (f
 SHORT = ObjectLeft("part", "cd" * 32, 7_000_000, 1, 2, "no device can be written")
 SCRUB_REPORT = ScrubReport("deep", (DeviceScrub("nvme0", 12, 3_000_000, 0, 1, True, 0.5, ()),), 0.5)
 REPAIR_REPORT = RepairReport(False, 5, 3_000_000, 5, 3_000_000, {"nvme1": 3_000_000}, (), (), 0.5)
+POLICY_TABLE = PolicyTable(
+    "replicas=1",
+    (ModelPolicy(MODEL, "ec=4+2", {"ec=4+2": 2, "replicas=2": 1}), ModelPolicy("default/b", None, {"replicas=1": 1})),
+)
+POLICY_REPORT = PolicyReport(MODEL, "replicas=2", "ec=4+2", False, 3, 9, 900, 1350, 20, 1800, 1, (), 0.5)
 REBALANCE_REPORT = RebalanceReport(False, 3, 25, 1, 5, (), {"nvme0": 100, "hdd0": 0}, {"nvme0": 75, "hdd0": 25}, 0.5)
 DRAIN_REPORT = DrainReport("nvme0", 5, 3_000_000, {"nvme1": 3_000_000}, 5, 5, 3_000_000, 0, 0, True, (), 0.5)
 
@@ -374,6 +382,8 @@ class FakeStore:
             "scrub": SCRUB_REPORT,
             "repair": REPAIR_REPORT,
             "rebalance": REBALANCE_REPORT,
+            "policies": POLICY_TABLE,
+            "set_policy": POLICY_REPORT,
             "gc": GcReport(False, 4, 400, 3, 300, 1, 100, 2, ()),
             "du": UsageReport(
                 (UsageRow(MODEL, OLD_ID, 10, 9, 1), UsageRow(MODEL, NEW_ID, 20, 18, 5)),

@@ -26,6 +26,7 @@ from tests.unit.cli.fake_store import (
     MODEL,
     NEW_ID,
     OLD_ID,
+    POLICY_REPORT,
     PUSH_REPORT,
     REBALANCE_REPORT,
     REFUSED,
@@ -646,11 +647,27 @@ def test_verify_exits_with_0_when_all_is_good_and_with_6_when_not(run: Run) -> N
 
 def test_gc_reads_the_grace_with_its_unit(run: Run) -> None:
     ran = run("gc", "--dry-run", "--grace", "90m", gc=GcReport(True, 4, 400, 3, 300, 1, 100, 2, ("hdd0",)))
-    assert ran.call == ("gc", (), {"dry_run": True, "grace_s": 5400.0, "max_fraction": None})
+    assert ran.call == ("gc", (), {"dry_run": True, "grace_s": 5400.0, "max_fraction": 0.5})
     assert "would be deleted" in ran.out
     assert "device hdd0 could not be reached" in ran.err
-    assert run("gc").call == ("gc", (), {"dry_run": False, "grace_s": 86400.0, "max_fraction": None})
+    assert run("gc").call == ("gc", (), {"dry_run": False, "grace_s": 86400.0, "max_fraction": 0.5})
     assert run("gc", "--max-fraction", "0.2").call[2]["max_fraction"] == 0.2
+    assert run("gc", "--yes").call[2]["max_fraction"] is None
+
+
+def test_policy_lists_what_models_owe_and_changes_it(run: Run) -> None:
+    listed = run("policy")
+    assert listed.call == ("policies", (), {})
+    assert "replicas=1 (the store's)" in listed.out
+    assert "2 of ec=4+2, 1 of replicas=2" in listed.out
+    assert run("policy", "none/such").code == 3
+    changed = run("policy", MODEL, "--ec", "4+2", "--rate-limit", "2MB/s")
+    words = {"replicas": None, "ec": "4+2", "dry_run": False, "rate_limit": 2_000_000}
+    assert (changed.code, changed.call) == (0, ("set_policy", (MODEL,), words))
+    assert "replicas=2 → ec=4+2" in changed.out
+    failing = dataclasses.replace(POLICY_REPORT, failed=("part ab: no room",))
+    assert run("policy", MODEL, "--replicas", "1", set_policy=failing).code == 8
+    assert run("policy", MODEL, "--dry-run").code == 2
 
 
 def test_scrub_names_what_is_wrong_and_exits_with_6_then(run: Run) -> None:

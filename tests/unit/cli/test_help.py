@@ -26,6 +26,7 @@ COMMANDS = (
         "scrub",
         "repair",
         "rebalance",
+        "policy",
         "gc",
         "du",
         "status",

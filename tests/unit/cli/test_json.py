@@ -28,7 +28,7 @@ from tests.unit.cli.fake_store import (
 )
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
-OPEN = ("unmapped_bytes", "aliases", "facts", "device_bytes", "branches", "tags", "metadata", "before", "after")
+OPEN = ("unmapped_bytes", "aliases", "facts", "device_bytes", "branches", "tags", "metadata", "before", "after", "owed")
 """Objects whose keys are names, not promises."""
 
 SHARED = {
@@ -82,6 +82,8 @@ COMMANDS = {
     "scrub": ("scrub",),
     "repair": ("repair",),
     "rebalance": ("rebalance",),
+    "policy": ("policy",),
+    "policy MODEL": ("policy", MODEL, "--ec", "4+2"),
     "gc": ("gc",),
     "du": ("du",),
     "status": ("status",),

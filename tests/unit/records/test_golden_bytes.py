@@ -12,6 +12,7 @@ from tensorkeep.records.history import (
     JournalEntry,
     ModelChanged,
     ModelFacts,
+    PolicyChanged,
     RefChanged,
     StoreChanged,
     VersionCommitted,
@@ -118,6 +119,7 @@ ENTRY = JournalEntry(
         VersionCommitted(version=VERSION_FACTS),
         RefChanged(model=MODEL, ref="branch", name="main", old=None, new="aa" * 20),
         VersionRemoved(version=VERSION_FACTS),
+        PolicyChanged(version="aa" * 20, old="replicas=2", new="ec=4+2"),
     ),
 )
 CONFORMANCE = Conformance(
@@ -157,7 +159,8 @@ ENTRY_JSON = (
     + "aa"
     * 20
     + '","old":null,"ref":"branch"},'
-    '{"kind":"remove","version":' + _VERSION_JSON + "}],"
+    '{"kind":"remove","version":' + _VERSION_JSON + "},"
+    '{"kind":"policy","new":"ec=4+2","old":"replicas=2","version":"' + "aa" * 20 + '"}],'
     '"created_at":"2026-01-31T23:59:59.000001Z","epoch":1,"format":1,"prev":"' + "99" * 32 + '","seq":7,'
     '"store":"01JD000000STRE0000000000AA"}'
 ).encode()

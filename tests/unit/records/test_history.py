@@ -1,5 +1,6 @@
 """The journal's fold: any history adds up to the state that its changes say, through snapshots as well."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from tensorkeep.records.history import (
     JournalEntry,
     ModelChanged,
     ModelFacts,
+    PolicyChanged,
     RefChanged,
     RefFacts,
     RefKind,
@@ -97,6 +99,14 @@ def test_a_removed_version_is_gone_and_removing_it_again_changes_nothing() -> No
     assert _fold(VersionCommitted(version=_version("a")), one, one).versions == {}
 
 
+def test_a_version_owes_what_it_was_given_last() -> None:
+    one, other = VersionCommitted(version=_version("a")), VersionCommitted(version=_version("b"))
+    changed = PolicyChanged(version="a", old=one.version.policy, new="ec=4+2")
+    state = _fold(one, other, changed)
+    assert list(state.versions.values()) == [msgspec.structs.replace(one.version, policy="ec=4+2"), other.version]
+    assert _fold(one, VersionRemoved(version=one.version), changed).versions == {}
+
+
 def test_a_branch_and_a_tag_of_one_name_are_two_refs() -> None:
     state = _fold(_ref("v1", None, "a"), _ref("v1", None, "b", "tag"), _ref("v1", "a", "c"))
     assert {(ref.kind, ref.version) for ref in state.refs} == {("branch", "c"), ("tag", "b")}
@@ -127,6 +137,7 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(lambda name: ModelChanged(old=_model(name), new=None), letters),
     st.builds(lambda name: VersionCommitted(version=_version(name)), letters),
     st.builds(lambda name: VersionRemoved(version=_version(name)), letters),
+    st.builds(lambda name: PolicyChanged(version=name, old="replicas=1", new="replicas=2"), letters),
     st.builds(_ref, letters, values, values, st.sampled_from(["branch", "tag"])),
 )
 

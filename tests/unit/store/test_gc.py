@@ -41,7 +41,7 @@ def test_several_objects_are_deleted_at_once_across_a_network(store: Store, monk
         delete(device, name)
 
     monkeypatch.setattr(LocalDevice, "delete", wait_for_others)
-    report = store.gc(grace_s=0)
+    report = store.gc(grace_s=0, max_fraction=None)
     assert report.deleted == report.condemned > AT_ONCE
     assert (report.waiting, report.unreachable) == (0, ())
     assert store.verify().problems == ()
@@ -59,9 +59,9 @@ def test_where_one_of_many_deletions_fails_every_row_waits_for_the_next_gc(
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalDevice, "delete", fail_once)
-        report = store.gc(grace_s=0)
+        report = store.gc(grace_s=0, max_fraction=None)
     assert (report.deleted, report.waiting, report.unreachable) == (0, report.condemned, ("far",))
-    again = store.gc(grace_s=0)
+    again = store.gc(grace_s=0, max_fraction=None)
     assert (again.deleted, again.waiting, again.unreachable) == (report.condemned, 0, ())
 
 
@@ -83,6 +83,8 @@ def test_once_its_lock_is_lost_only_what_was_sent_already_is_deleted(
         patch.setattr(LocalDevice, "delete", count)
         patch.setattr(FolderPlace, "lock", lambda _, *, shared: nullcontext(check))
         with pytest.raises(Unavailable, match="lock"):
-            store.gc(grace_s=0)
+            store.gc(grace_s=0, max_fraction=None)
     assert next(deleted) == AT_ONCE
-    assert store.gc(grace_s=0).deleted > AT_ONCE  # what was deleted is forgotten now, with the others
+    assert (
+        store.gc(grace_s=0, max_fraction=None).deleted > AT_ONCE
+    )  # what was deleted is forgotten now, with the others

@@ -53,26 +53,23 @@ def gc(
         str, typer.Option("--grace", metavar="TIME", help="Keep what was given up less than this ago.")
     ] = "24h",
     max_fraction: Annotated[
-        float | None,
+        float,
         typer.Option(
-            "--max-fraction",
-            metavar="F",
-            help="Refuse to give up more than this of all bytes, e.g. 0.2.",
-            min=0.0,
-            max=1.0,
-            show_default=False,
+            "--max-fraction", metavar="F", help="Refuse to give up more than this of all bytes.", min=0.0, max=1.0
         ),
-    ] = None,
+    ] = 0.5,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Give up as much as is unused.")] = False,
 ) -> None:
     """Free what no version uses.
 
     What is unused is given up at once, and deleted by the first gc after the grace. --grace 0 deletes at once; it is safe.
+    More than half of all that is stored is given up only with --yes: it is more often a mistake than meant.
     """
     with session.store() as store:
         report = store.gc(
             dry_run=dry_run,
             grace_s=parse_duration(grace, what="grace"),
-            max_fraction=max_fraction,
+            max_fraction=None if yes else max_fraction,
         )
     for device in report.unreachable:
         session.warn(f"device {device} could not be reached: what is to be deleted there waits", device=device)
