@@ -24,6 +24,7 @@ from bench.load_bars import load_figures
 from bench.mixed_devices import mixed_device_figures
 from bench.partial import partial_figures
 from bench.push_bars import push_figures
+from bench.rebuilding import rebuild_figures
 from bench.remote import open_remote_figures, remote_figures
 from bench.striping import striping_figures
 from bench.structure import structure_figures
@@ -43,6 +44,7 @@ def _sections(source: Path, rounds: int, model: str) -> dict[str, Callable[[], I
         "remote-open": lambda: open_remote_figures(rounds, model=model),
         "erasure": lambda: erasure_figures(source, rounds),
         "upkeep": lambda: upkeep_figures(source, rounds),
+        "rebuild": lambda: rebuild_figures(rounds),
         "structure": lambda: structure_figures(rounds),
         "catalog": lambda: catalog_figures(rounds),
         "gpu": lambda: gpu_figures(source, rounds),

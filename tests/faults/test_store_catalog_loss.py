@@ -1,6 +1,9 @@
 """The catalog lost, damaged, put back from a copy, or replaced while somebody else works: nothing acknowledged is lost."""
 
 import shutil
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 import tensorkeep
+from tensorkeep.devices import LocalDevice
 from tensorkeep.errors import (
     AlreadyExists,
     Conflict,
@@ -590,3 +594,41 @@ def test_a_rebuild_on_devices_that_are_all_read_only_changes_nothing(world: Worl
             tensorkeep.rebuild_catalog(world.location, force=True)
     assert world.catalog.read_bytes() == copy.read_bytes()
     assert_whole(world, before)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_a_rebuild_reads_each_copy_of_a_journal_entry_once_and_from_afar_many_things_together(
+    world: World, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    before = everything(fill(world))
+    world.lose_catalog()
+    reads: Counter[tuple[str, str]] = Counter()
+    under_way, most, lock = 0, 0, threading.Lock()
+    read = LocalDevice.read
+
+    def counting(device: LocalDevice, name: str) -> bytes:
+        nonlocal under_way, most
+        with lock:
+            reads[device.url, name] += 1
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.005)
+        try:
+            return read(device, name)
+        finally:
+            with lock:
+                under_way -= 1
+
+    if at_once > 1:
+        monkeypatch.setattr(LocalDevice, "put_concurrency", at_once, raising=False)
+    monkeypatch.setattr(LocalDevice, "read", counting)
+    report = tensorkeep.rebuild_catalog(world.location)
+    monkeypatch.undo()
+    assert report.missing == ()
+    assert most == at_once
+    entries = {key: count for key, count in reads.items() if key[1].startswith("journal/")}
+    assert entries
+    assert set(entries.values()) == {1}
+    store = world.open()
+    assert everything(store) == before
+    assert_clean(store)

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tensorkeep.catalog.protocol import GcSummary, Location, Orphan
-from tensorkeep.devices.forwarding import innermost
-from tensorkeep.devices.protocol import Device, ParallelPuts
+from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Conflict, NotFound, TensorkeepError
 from tensorkeep.records.device import DeviceFacts, is_gone
+from tensorkeep.store.asking import ask_each, concurrency_of
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import GcReport
 
-T = TypeVar("T")
 N = TypeVar("N", Location, Orphan)
 
 MOST_UNUSED = 0.5
@@ -179,17 +178,17 @@ def _delete_objects(
     forget: Callable[[Sequence[int]], None],
 ) -> list[N]:
     """Delete exact physical names, have the catalog forget those that are seen to be absent then, and return them."""
-    failpoints = context.runtime.failpoints
+    failpoints, workers, lot = context.runtime.failpoints, context.runtime.workers, concurrency_of([device])
     # A rebuild waits for this lock. Without it, it could list an object that is deleted a moment later, and offer it to pushes.
     with context.place.lock(shared=True) as check_lock:
         try:
             # A catalog that a rebuild has replaced must not delete what the new one may need.
             context.fleet.check_epoch(facts, device, sweep.epoch)
-            _ask_each(context, device, found, lambda each: device.delete(each.name), before=check_lock)
+            ask_each(workers, lot, found, lambda each: device.delete(each.name), before=check_lock)
             failpoints.hit("gc.deleted")
             device.flush()
             failpoints.hit("gc.flushed")
-            absent = _ask_each(context, device, found, lambda each: _is_absent(device, each.name))
+            absent = ask_each(workers, lot, found, lambda each: _is_absent(device, each.name))
             gone = [each for each, is_absent in zip(found, absent, strict=True) if is_absent]
         except TensorkeepError:
             check_lock()
@@ -199,34 +198,6 @@ def _delete_objects(
             forget([each.id for each in gone])
     failpoints.hit("gc.dropped")
     return gone
-
-
-def _ask_each(
-    context: StoreContext,
-    device: Device,
-    found: Sequence[N],
-    ask: Callable[[N], T],
-    *,
-    before: Callable[[], object] = lambda: None,
-) -> list[T]:
-    """Return what is answered for each object; of a device across a network as many are asked at once as it is quickest with.
-
-    ``before`` is called, in this thread, ahead of each lot.
-    """
-    answers: list[T] = []
-    inner = innermost(device)
-    if not isinstance(inner, ParallelPuts):
-        for each in found:
-            before()
-            answers.append(ask(each))
-        return answers
-    lot = inner.put_concurrency
-    with context.runtime.workers.open_pool(lot, "gc") as pool:
-        for start in range(0, len(found), lot):
-            before()
-            asked = [pool.submit(ask, each) for each in found[start : start + lot]]
-            answers += [answer.result() for answer in asked]
-    return answers
 
 
 def _is_absent(device: Device, name: str) -> bool:

@@ -7,6 +7,7 @@ place of the old one in one step; a catalog that was there is kept under another
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -36,14 +37,15 @@ from tensorkeep.records.naming import (
     parse_physical_name,
 )
 from tensorkeep.records.redundancy import filled_fragments, fragment_length, parse_form
-from tensorkeep.runtime import Runtime
+from tensorkeep.runtime import Runtime, Workers
+from tensorkeep.store.asking import ask_each, concurrency_of
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import UNSEEN, Fleet
 from tensorkeep.store.journal import flush_journal
 from tensorkeep.store.opening import find_place
 from tensorkeep.store.place import LockCheck, Place
 from tensorkeep.store.rebuild_devices import FoundDevices, check_quorum, find_devices, raise_epoch
-from tensorkeep.store.rebuild_journal import FoundJournal, read_journal
+from tensorkeep.store.rebuild_journal import FoundJournal
 from tensorkeep.store.reports import RebuildReport
 from tensorkeep.store.structure import object_digest
 
@@ -80,10 +82,10 @@ def _rebuild(
     if not force:
         check_quorum(found)
     runtime.failpoints.hit("rebuild.epoch_raised")
-    journal = read_journal(found.handles)
+    journal = found.read_journal()
     found.missing += journal.notes
     runtime.failpoints.hit("rebuild.journal_read")
-    image = _make_image(found, journal)
+    image = _make_image(found, journal, runtime.workers)
     runtime.failpoints.hit("rebuild.listed")
     check_lock()  # else what was listed may have been deleted since
     replaced = place.install(image, runtime)
@@ -150,7 +152,7 @@ def _check_replaceable(place: Place, runtime: Runtime, *, force: bool) -> int:
     return info.epoch
 
 
-def _make_image(found: FoundDevices, journal: FoundJournal) -> CatalogImage:
+def _make_image(found: FoundDevices, journal: FoundJournal, workers: Workers) -> CatalogImage:
     state = journal.state
     for device_id, (device, _) in found.devices.items():
         known = state.devices.get(device_id)
@@ -161,19 +163,22 @@ def _make_image(found: FoundDevices, journal: FoundJournal) -> CatalogImage:
             state.devices[device_id] = DeviceFacts(
                 id=device_id, name=device_id, url=device.url, zone=device_id, durability=device.durability
             )
-    locations = [
-        location
-        for device_id, (device, _) in found.devices.items()
-        if not is_gone(state.devices[device_id])
-        for location in _list_device(device_id, device)
-    ]
+    used = {device_id: device for device_id, device in found.handles.items() if not is_gone(state.devices[device_id])}
+    many = concurrency_of(used.values())
+    listings = ask_each(workers, min(many, len(used)), [*used.items()], lambda each: _list_device(*each))
+    locations = [location for listing in listings for location in listing]
     copies: dict[ObjectKey, list[Location]] = {}
     for location in locations:
         copies.setdefault(location.key, []).append(location)
     objects: dict[str, list[tuple[ObjectKey, int]]] = {}
     manifests: dict[str, bytes] = {}
-    for version in state.versions.values():
-        objects[version.id] = _objects_of(found, copies, version, manifests)
+    versions = list(state.versions.values())
+    structures = ask_each(workers, many, versions, lambda version: _read_structure(found, copies, version))
+    for version, structure in zip(versions, structures, strict=True):
+        objects[version.id] = structure.objects
+        found.missing += structure.missing
+        if structure.manifest is not None:
+            manifests[version.manifest] = structure.manifest
     sizes = dict(pair for pairs in objects.values() for pair in pairs)
     return CatalogImage(
         store=found.store,
@@ -278,37 +283,42 @@ def _judge_fragment(location: Location, number: int, size: int) -> Location:
     )
 
 
-def _objects_of(
-    found: FoundDevices,
-    copies: dict[ObjectKey, list[Location]],
-    version: VersionFacts,
-    manifests: dict[str, bytes],
-) -> list[tuple[ObjectKey, int]]:
+@dataclass(slots=True)
+class _Structure:
+    """The objects that a version refers to, what of them is on no device, and its manifest where the catalog keeps it."""
+
+    objects: list[tuple[ObjectKey, int]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    manifest: bytes | None = None
+
+
+def _read_structure(found: FoundDevices, copies: dict[ObjectKey, list[Location]], version: VersionFacts) -> _Structure:
     manifest_key, checks_key, version_key = version_keys(version)
-    objects: list[tuple[ObjectKey, int]] = []
+    structure = _Structure()
+    objects, missing = structure.objects, structure.missing
     record = _read_good(found, copies, version_key)
     if record is None:
-        found.missing.append(f"record of version {version.id}")
+        missing.append(f"record of version {version.id}")
     else:
         objects.append((version_key, len(record)))
     body = _read_good(found, copies, manifest_key)
     checks_body = _read_good(found, copies, checks_key)
     if body is None or checks_body is None:
-        found.missing.append(f"structure of version {version.id}")
-        return objects
+        missing.append(f"structure of version {version.id}")
+        return structure
     manifest = decode_manifest(body)
     checks = decode_checks(checks_body, manifest.parts)
     objects += [(manifest_key, len(body)), (checks_key, len(checks_body))]
     if len(body) <= CATALOG_MANIFEST_BYTES:
-        manifests[version.manifest] = body
+        structure.manifest = body
     parts = {checks.digest(part): size for part, size in enumerate(manifest.parts)}
     for digest, size in parts.items():
         key = ObjectKey(ObjectKind.PART, digest)
         objects.append((key, size))
         judged = [_judge(location, {key: size}) for location in copies.get(key, ())]
         if not count_copies(row for row in judged if row.state != "bad"):
-            found.missing.append(f"part {digest.hex()} of version {version.id}")
-    return objects
+            missing.append(f"part {digest.hex()} of version {version.id}")
+    return structure
 
 
 def _read_good(found: FoundDevices, copies: dict[ObjectKey, list[Location]], key: ObjectKey) -> bytes | None:

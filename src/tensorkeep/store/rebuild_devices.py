@@ -21,7 +21,7 @@ from tensorkeep.runtime import Runtime
 from tensorkeep.store.fleet import write_identity
 from tensorkeep.store.journal import owed_devices
 from tensorkeep.store.place import Place
-from tensorkeep.store.rebuild_journal import read_journal
+from tensorkeep.store.rebuild_journal import FoundJournal, JournalReader
 
 
 @dataclass(slots=True)
@@ -29,6 +29,7 @@ class FoundDevices:
     """The devices that a rebuild reads, by id, the epoch that it gives them, and what it could not find."""
 
     store: str
+    journals: JournalReader
     epoch: int = 0
     devices: dict[str, tuple[Device, DeviceIdentity]] = field(default_factory=dict)
     unreachable: list[str] = field(default_factory=list)
@@ -38,6 +39,10 @@ class FoundDevices:
     def handles(self) -> dict[str, Device]:
         """The devices by id."""
         return {device_id: device for device_id, (device, _) in self.devices.items()}
+
+    def read_journal(self) -> FoundJournal:
+        """Return what the journals of the devices tell together by now."""
+        return self.journals.read(self.handles)
 
 
 def find_devices(place: Place, sources: Sequence[str], runtime: Runtime) -> FoundDevices:
@@ -83,7 +88,7 @@ def _open_devices(place: Place, sources: Sequence[str], runtime: Runtime) -> Fou
         raise NotFound(
             f"no device of the store {place.shown} can be read{reasons}: name them with --from URL", store=place.shown
         )
-    return FoundDevices(store, devices=opened, unreachable=unreachable)
+    return FoundDevices(store, JournalReader(runtime.workers), devices=opened, unreachable=unreachable)
 
 
 def _open_one(url: str, runtime: Runtime) -> tuple[Device, DeviceIdentity]:
@@ -99,7 +104,7 @@ def _join_known_devices(found: FoundDevices, runtime: Runtime) -> None:
     asked: set[str] = set()
     while new := [
         facts
-        for facts in read_journal(found.handles).state.devices.values()
+        for facts in found.read_journal().state.devices.values()
         if facts.id not in found.devices and facts.id not in asked and not is_gone(facts)
     ]:
         for facts in new:
@@ -135,7 +140,7 @@ def check_quorum(found: FoundDevices) -> None:
     Raises:
         NotEnoughCopies: one can: the rebuilt catalog would not have it, and gc would delete what it needs.
     """
-    state = read_journal(found.handles).state
+    state = found.read_journal().state
     counted = counted_devices(state.devices.values())
     away = [facts.name for facts in counted if facts.id not in found.devices]
     owed = owed_devices(counted, state.policy)

@@ -30,6 +30,8 @@ from tensorkeep.records.history import (
     fold_entries,
 )
 from tensorkeep.records.naming import JournalName, parse_physical_name
+from tensorkeep.runtime import Workers
+from tensorkeep.store.asking import ask_each, concurrency_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,62 @@ class FoundJournal:
     notes: tuple[str, ...]
 
 
-def read_journal(devices: Mapping[str, Device]) -> FoundJournal:
-    """Return what the journals of these devices (by id) tell together."""
-    entries, unread = _read_entries(devices)
+class JournalReader:
+    """Reads journals, of devices far away many entries at once; a copy of an entry that was found good is not read again, since none ever changes.
+
+    Args:
+        workers: who reads.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._good: dict[bytes, tuple[bytes, JournalEntry]] = {}
+        self._held: set[tuple[str, str]] = set()
+
+    def read(self, devices: Mapping[str, Device]) -> FoundJournal:
+        """Return what the journals of these devices (by id) tell together."""
+        return _add_up(devices, *self._read_entries(devices))
+
+    def _read_entries(self, devices: Mapping[str, Device]) -> tuple[dict[bytes, _Entry], dict[bytes, JournalName]]:
+        """Return the whole entries by digest, and the names of those that no device has whole."""
+        many = concurrency_of(devices.values())
+        listings = ask_each(self._workers, min(many, len(devices)), [*devices.values()], _list_entries)
+        found = [(device_id, *each) for device_id, listing in zip(devices, listings, strict=True) for each in listing]
+        # Every copy is read: a device whose copy is damaged does not hold the entry, whoever else does.
+        new = [each for each in found if (each[0], each[1]) not in self._held]
+        bodies = ask_each(self._workers, many, new, lambda each: _read_entry(devices[each[0]], each[1]))
+        for (device_id, text, name), body in zip(new, bodies, strict=True):
+            if blake3_256(body) == name.digest:
+                self._held.add((device_id, text))
+                if name.digest not in self._good:
+                    self._good[name.digest] = body, decode_entry(body)
+        entries: dict[bytes, _Entry] = {}
+        unread: dict[bytes, JournalName] = {}
+        for device_id, text, name in found:
+            if (device_id, text) not in self._held:
+                unread[name.digest] = name
+                continue
+            if name.digest not in entries:
+                entries[name.digest] = _Entry(name, *self._good[name.digest])
+            entries[name.digest].devices.add(device_id)
+        return entries, {digest: name for digest, name in unread.items() if digest not in entries}
+
+
+def _list_entries(device: Device) -> list[tuple[str, JournalName]]:
+    found = [(info.name, parse_physical_name(info.name)) for info in device.iter_objects("journal/")]
+    return [(text, name) for text, name in found if isinstance(name, JournalName)]
+
+
+def _read_entry(device: Device, name: str) -> bytes:
+    try:
+        return device.read(name)
+    except TensorkeepError:
+        return b""
+
+
+def _add_up(
+    devices: Mapping[str, Device], entries: Mapping[bytes, _Entry], unread: Mapping[bytes, JournalName]
+) -> FoundJournal:
     chain, tail, notes = _walk_back(entries)
     first = chain[0].name.seq if chain else 0
     notes += [
@@ -84,29 +139,6 @@ def read_journal(devices: Mapping[str, Device]) -> FoundJournal:
         for each in tail
     )
     return FoundJournal(state, rows, {device: _held_up_to(tail, device) for device in devices}, tuple(notes))
-
-
-def _read_entries(devices: Mapping[str, Device]) -> tuple[dict[bytes, _Entry], dict[bytes, JournalName]]:
-    """Return the whole entries by digest, and the names of those that no device has whole."""
-    entries: dict[bytes, _Entry] = {}
-    unread: dict[bytes, JournalName] = {}
-    for device_id, device in devices.items():
-        for info in device.iter_objects("journal/"):
-            name = parse_physical_name(info.name)
-            if not isinstance(name, JournalName):
-                continue
-            # Every copy is read: a device whose copy is damaged does not hold the entry, whoever else does.
-            try:
-                body = device.read(info.name)
-            except TensorkeepError:
-                body = b""
-            if blake3_256(body) != name.digest:
-                unread[name.digest] = name
-                continue
-            if name.digest not in entries:
-                entries[name.digest] = _Entry(name, body, decode_entry(body))
-            entries[name.digest].devices.add(device_id)
-    return entries, {digest: name for digest, name in unread.items() if digest not in entries}
 
 
 def _walk_back(entries: Mapping[bytes, _Entry]) -> tuple[list[_Entry], list[_Entry], list[str]]:
