@@ -3,7 +3,8 @@
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ settings.register_profile("soak", database=None, deadline=None, print_blob=True,
 
 _LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 _SKIPPED = pytest.StashKey[list[str]]()
+_FAILED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -88,6 +90,22 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[_LEFT_OUT].update(noticed.get("left_out", {}))
     skipped = node.config.stash[_SKIPPED]
     skipped.extend(name for name in noticed.get("skipped", ()) if name not in skipped)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Keep the folders of devices that a test has made for tests to come, before its folder is removed; after a failure all stays."""
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    worlds = sys.modules.get("tests.faults.store_world")
+    if worlds is not None and folder is not None and not item.stash.get(_FAILED, False):
+        worlds.recycle(folder)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 import tensorkeep
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.devices import local_path
+from tensorkeep.devices.object_names import FIXED_FOLDERS
 from tensorkeep.devices.protocol import Device
 from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts
 from tensorkeep.records.naming import parse_physical_name
@@ -30,6 +32,9 @@ OBJECT_FOLDERS = ("parts", "manifests", "checks", "versions")
 
 _SPARE: list[Path] = []
 """Empty folders of devices, for tests to come."""
+
+_MADE: list["World"] = []
+"""Worlds that were made and not ended."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -86,6 +91,7 @@ class World:
     def create(self) -> Store:
         """Make the store and its devices."""
         self.folder.mkdir(exist_ok=True)
+        _MADE.append(self)
         for name in self.names:
             while _SPARE and not _SPARE[-1].exists():  # it lay in the folder of a test, which is gone
                 _SPARE.pop()
@@ -130,13 +136,17 @@ class World:
     def end(self) -> None:
         """Close every handle, and keep the devices' empty folders for the next world: making 768 costs half a second."""
         self.close()
+        if self in _MADE:
+            _MADE.remove(self)
         for name in self.names:
             place = self.place(name)
+            if place.is_symlink() or not (place / "versions").is_dir():
+                continue
             for path in self.files(name):
                 path.unlink()
-            if (place / "versions").is_dir():
-                for folder in (place / "versions").iterdir():
-                    folder.rmdir()
+            for folder in (place / "versions").iterdir():
+                folder.rmdir()
+            if _is_as_made(place):
                 spare = self.folder.parent / f"spare-{os.urandom(8).hex()}"
                 place.rename(spare)
                 _SPARE.append(spare)
@@ -200,6 +210,20 @@ class World:
                 if physical != IDENTITY_NAME and not physical.startswith("journal/"):
                     found.add((name, physical))
         return found
+
+
+def recycle(folder: Path) -> None:
+    """End the worlds in a folder that is removed next."""
+    for world in [each for each in _MADE if each.folder.is_relative_to(folder)]:
+        with suppress(OSError):
+            world.end()
+
+
+def _is_as_made(place: Path) -> bool:
+    """Return whether a folder holds what an empty device does, no more and no less, and may be written."""
+    found = {os.path.relpath(where, place) for where, _, _ in os.walk(place)} - {"."}
+    modes = {os.stat(where).st_mode for where in (place, *place.iterdir())}
+    return found == FIXED_FOLDERS and len(modes) == 1 and not os.path.ismount(place)
 
 
 def flip(path: Path, offset: int, mask: int) -> None:
