@@ -1,10 +1,12 @@
 """Devices and stores that can't be right, or are not what they were: named, refused, and nothing that is stored is lost."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -305,14 +307,29 @@ def fill(folder: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, free - (700 << 10))
 
 
+def use_up_inodes(folder: Path) -> None:
+    """Leave room on a file system, and none for another file."""
+    (folder / "many").mkdir()
+    with suppress(OSError):
+        for number in itertools.count():
+            (folder / "many" / str(number)).touch()
+
+
 @pytest.mark.root
-@pytest.mark.parametrize("step", ["push.staged", "push.part_written"])
+@pytest.mark.parametrize(
+    ("step", "use_up"), [("push.staged", fill), ("push.part_written", fill), ("push.staged", use_up_inodes)]
+)
 def test_when_a_disk_fills_up_in_mid_push_another_device_takes_over(
-    step: str, store_factory: StoreFactory, small_disk: Path, more: Path, tmp_path: Path
+    step: str,
+    use_up: Callable[[Path], None],
+    store_factory: StoreFactory,
+    small_disk: Path,
+    more: Path,
+    tmp_path: Path,
 ) -> None:
     workshop = store_factory(2)
     workshop.store.devices.add("small", str(small_disk / "device"), bandwidth=1 << 32)  # the fastest gets the most
-    filled = Runtime(failpoints=Once(step, lambda: fill(small_disk)))
+    filled = Runtime(failpoints=Once(step, lambda: use_up(small_disk)))
     with workshop.open(runtime=filled) as store:
         version = store.push(more, "acme/m", part_size=1 << 20)
         assert version.report is not None

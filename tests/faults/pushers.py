@@ -58,7 +58,11 @@ class Pushers:
         with self.open_store() as store:
             for model, arrays in self.acknowledged:
                 assert same(store.model(model).load(verify="digest"), arrays), f"{model} is not what was acknowledged"
-            store.verify()
+            assert store.verify().ok
+            store.scrub()  # an upload that landed when everybody had given it up is no object of the catalog's
+            store.gc(grace_s=0, max_fraction=None)
+            assert _on_devices(store) == _in_catalog(store)
+            assert store.verify().ok
             print(
                 f"{len(self.acknowledged)} versions acknowledged, 0 lost, 0 wrong; "
                 f"{len(self.failures)} pushes failed with a typed error and were resumed"
@@ -106,3 +110,18 @@ def _try_push(store: Store, model: str, arrays: Arrays) -> TensorkeepError | Non
     except TensorkeepError as error:
         return error
     return None
+
+
+def _in_catalog(store: Store) -> set[tuple[str, str]]:
+    """Return (device, physical name) of all rows that are not condemned."""
+    return {(row.device, row.name) for row in store._context.catalog.locate_all(after=0, limit=1_000_000)}
+
+
+def _on_devices(store: Store) -> set[tuple[str, str]]:
+    """Return (device, physical name) of all objects on devices, the journal apart."""
+    return {
+        (device, found.name)
+        for device, reached in store._context.fleet.writable().items()
+        for found in reached.iter_objects("")
+        if not found.name.startswith("journal/")
+    }

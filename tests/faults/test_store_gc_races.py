@@ -68,10 +68,11 @@ def test_a_push_that_counts_on_garbage_is_whole_when_gc_runs_at_a_step_of_it(wor
     store.branch(MODEL, "main", to="v0")
     store.rm(f"{MODEL}@{gone.id}")
     collector = world.open()
-    hooks = Hooks()
-    hooks.on[step] = collect_once(collector)
+    hooks, collected = Hooks(), list[int]()
+    hooks.on[step] = once(lambda: collected.append(collector.gc(grace_s=0, max_fraction=None).condemned))
     world.open(failpoints=hooks).push(small_weights(1), MODEL, part_size=MIB)
     assert hooks.hits[step]
+    assert collected[0] > 0  # at least the record of the version that was removed
     assert_whole(world, MODEL, small_weights(1))
     assert_loads(world.open(), f"{MODEL}@v0", small_weights(0))
 
