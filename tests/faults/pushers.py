@@ -61,7 +61,7 @@ class Pushers:
             assert store.verify().ok
             store.scrub()  # an upload that landed when everybody had given it up is no object of the catalog's
             store.gc(grace_s=0, max_fraction=None)
-            assert _on_devices(store) == _in_catalog(store)
+            assert on_devices(store) == in_catalog(store)
             assert store.verify().ok
             print(
                 f"{len(self.acknowledged)} versions acknowledged, 0 lost, 0 wrong; "
@@ -112,12 +112,12 @@ def _try_push(store: Store, model: str, arrays: Arrays) -> TensorkeepError | Non
     return None
 
 
-def _in_catalog(store: Store) -> set[tuple[str, str]]:
+def in_catalog(store: Store) -> set[tuple[str, str]]:
     """Return (device, physical name) of all rows that are not condemned."""
     return {(row.device, row.name) for row in store._context.catalog.locate_all(after=0, limit=1_000_000)}
 
 
-def _on_devices(store: Store) -> set[tuple[str, str]]:
+def on_devices(store: Store) -> set[tuple[str, str]]:
     """Return (device, physical name) of all objects on devices, the journal apart."""
     return {
         (device, found.name)

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tensorkeep.store.store import Store
 from tests.engines.ceph import Ceph
 from tests.engines.postgres import Postgres
 from tests.faults.pushers import Pushers
+from tests.faults.wire_world import MIB, same, weights
 
 GIB = 1 << 30
 LIMITS = RequestLimits(connect_s=2.0, small_s=4.0, large_s=8.0)
@@ -127,6 +129,27 @@ def test_a_gateway_stopped_over_its_deadlines_during_pushes_loses_nothing(
     pushers = Pushers(opener)
     pushers.run([stop_for(own_ceph, "rgw", 6.0)])
     pushers.check()
+
+
+def test_a_load_takes_the_other_copies_while_the_gateway_stands_still(own_ceph: Ceph, tmp_path: Path) -> None:
+    open_it = open_at(tmp_path / "store", own_ceph.s3.environment())
+    arrays = weights(3, count=8)
+    with open_it() as store:
+        store.devices.add("ceph", own_ceph.s3.device_url("kills", tmp_path.name), bandwidth=GIB)
+        store.devices.add("disk", str(tmp_path / "disk"), bandwidth=GIB)
+        store.push(arrays, "acme/m", replicas=2, part_size=MIB)
+        both = store.model("acme/m").load(mode="read")
+        assert same(both, arrays)
+        model = store.model("acme/m")
+        own_ceph.kill("rgw", signal.SIGSTOP)
+        started_s = time.monotonic()
+        try:
+            loaded = model.load(mode="read")
+            seconds = time.monotonic() - started_s
+        finally:
+            own_ceph.kill("rgw", signal.SIGCONT)
+        assert same(loaded, arrays)
+        assert seconds < LIMITS.large_s, "it waited for a deadline of the gateway's"
 
 
 def test_a_database_killed_during_pushes_loses_nothing(

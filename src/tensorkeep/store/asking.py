@@ -14,6 +14,11 @@ N = TypeVar("N")
 T = TypeVar("T")
 
 
+def is_far(device: Device) -> bool:
+    """Return whether a device lies across a network."""
+    return isinstance(innermost(device), ParallelPuts)
+
+
 def concurrency_of(devices: Iterable[Device]) -> int:
     """Return how many small requests at once the one of these devices is quickest with that is farthest away; 1: all are at hand."""
     inner = [innermost(device) for device in devices]

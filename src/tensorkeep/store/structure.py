@@ -15,6 +15,7 @@ from tensorkeep.records.manifest import Manifest, decode_manifest
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import parse_form
 from tensorkeep.runtime import collection_paused
+from tensorkeep.store.asking import is_far
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fragments import fragments_of_best_form, join_fragments
 from tensorkeep.store.learned_rates import find_rates
@@ -65,7 +66,7 @@ def read_object(context: StoreContext, key: ObjectKey) -> bytes:
     reasons: list[str] = []
     damaged: list[int] = []
     try:
-        for location in [each for each in copies[key] if each.fragment is None]:
+        for location in _nearest_first(copies[key], readable):
             device = readable.get(location.device)
             if device is None:
                 reasons.append(f"device {names[location.device]} can't be reached")
@@ -84,6 +85,12 @@ def read_object(context: StoreContext, key: ObjectKey) -> bytes:
             with suppress(TensorkeepError):  # a note that can't be written now is written by the next reader
                 context.catalog.record_checked(good=[], bad=damaged)
     raise _no_good_copy(key, reasons, damaged)
+
+
+def _nearest_first(locations: Sequence[Location], readable: Mapping[str, Device]) -> list[Location]:
+    """Return the whole copies, those on disks of this machine first: quicker, and a store far away may stand still for long."""
+    whole = [each for each in locations if each.fragment is None]
+    return sorted(whole, key=lambda each: each.device in readable and is_far(readable[each.device]))
 
 
 def _join(
