@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class KillAt:
-    """Failpoints that kill the process, as ``kill -9`` does, at the n-th hit of a name."""
+    """Failpoints that kill the process, as ``kill -9`` does, or stop it, at the n-th hit of a name."""
 
-    def __init__(self, name: str | None, number: int) -> None:
+    def __init__(self, name: str | None, number: int, how: int = signal.SIGKILL) -> None:
+        self._how = how
         self._name = name
         self._left = number
         self._lock = threading.Lock()
@@ -45,7 +46,7 @@ class KillAt:
         with self._lock:
             self._left -= 1
             if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self._how)
 
 
 class Driver:
@@ -151,7 +152,7 @@ def _work(job: dict[str, Any]) -> None:
         snapshot_every=job.get("snapshot_every", 1000),
         database=job.get("database"),
     )
-    failpoints = KillAt(job.get("kill"), job.get("number", 1))
+    failpoints = KillAt(job.get("kill"), job.get("number", 1), job.get("how", signal.SIGKILL))
     if job["verb"] == "rebuild":
         tensorkeep.rebuild_catalog(
             world.location, force=job.get("force", False), runtime=Runtime(failpoints=failpoints)

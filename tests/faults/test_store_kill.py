@@ -147,7 +147,7 @@ def life(lives: list[Life], tmp_path_factory: pytest.TempPathFactory) -> Life:
 
 def test_every_failpoint_is_killed_at() -> None:
     # Those of single files are killed at in test_split_kill.py, those that move copies in test_upkeep_kill.py.
-    elsewhere = ("split.", "join.", "scrub.", "repair.", "drain.", "rebalance.")
+    elsewhere = ("split.", "join.", "scrub.", "repair.", "drain.", "rebalance.", "policy.")
     assert {*PUSH, *GC, *REBUILD} == {name for name in FAILPOINTS if not name.startswith(elsewhere)}
 
 
@@ -170,6 +170,39 @@ def test_a_push_killed_at_a_random_moment_loses_nothing_and_is_resumed(driver: D
 def test_a_push_killed_at_one_of_fifty_moments_loses_nothing_and_is_resumed(driver: Driver, life: Life) -> None:
     for moment in range(10, 60):
         kill_at_a_random_moment(driver, life, moment)
+
+
+@pytest.mark.parametrize("name", ["push.staged", "push.part_written", "push.part_recorded", "push.before_commit"])
+def test_a_push_that_is_stopped_while_everything_it_wrote_is_collected_is_whole_in_the_end(
+    driver: Driver, life: Life, name: str
+) -> None:
+    """Its process stands still past every lease: a grace of 0 spares nobody."""
+    store, world = life.begin(), life.world
+    driver.start(verb="push", source=str(life.source), kill=name, how=signal.SIGSTOP, **life.job())
+    try:
+        wait_until_stopped(driver.pid)
+        collected = store.gc(grace_s=0, max_fraction=None)
+        assert collected.condemned == collected.deleted > 0
+    finally:
+        os.kill(driver.pid, signal.SIGCONT)
+    status, _ = driver.finish()
+    fresh = world.open()
+    assert_loads(fresh, f"{MODEL}@old", life.old)
+    assert_clean(fresh)
+    if status:  # it ended with a typed error: run again, as a user does
+        assert life.run(driver, "push") == 0
+    assert_loads(world.open(), MODEL, life.new)
+    assert_no_orphans(world, fresh)
+    assert_nothing_unfinished(world)
+    assert_clean(fresh)
+    life.whole = True
+
+
+def wait_until_stopped(pid: int) -> None:
+    end_s = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < end_s, "it does not get there"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("name", "number"), steps(GC))
