@@ -15,12 +15,13 @@ esac
 # The root-marked tests make file systems of their own; they are left out when not root, and so are their tools. So are, when
 # not root and where they are not installed, the tests that run against real engines: Ceph's S3 gateway and PostgreSQL.
 if [ "$kind" = dev ] && [ "$(id -u)" = 0 ]; then
-    commands+=(mkfs.ext4 losetup mount ceph-mon ceph-osd radosgw ceph initdb)
+    commands+=(mkfs.ext4 mkfs.xfs losetup mount ceph-mon ceph-osd radosgw ceph initdb)
 fi
 
 package_of() {
     case $1 in
     mkfs.ext4) echo e2fsprogs ;;
+    mkfs.xfs) echo xfsprogs ;;
     losetup | mount) echo mount ;;
     ceph) echo ceph-common ;;
     initdb) echo postgresql ;;

@@ -20,11 +20,11 @@ WRITERS = 3
 ACKNOWLEDGED_PER_CYCLE = 25
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[CutDisk]:
+@pytest.fixture(params=["ext4", "xfs"])
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[CutDisk]:
     mount_point = tmp_path / "mount"
     mount_point.mkdir()
-    with CutDisk(str(tmp_path / "disk.img"), str(mount_point)) as disk:
+    with CutDisk(str(tmp_path / "disk.img"), str(mount_point), request.param, size="512M") as disk:
         yield disk
 
 

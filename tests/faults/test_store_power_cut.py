@@ -29,11 +29,11 @@ from tests.faults.store_world import MODEL, World, small_weights
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[CutDisk]:
+@pytest.fixture(params=["ext4", "xfs"])
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[CutDisk]:
     mount_point = tmp_path / "mount"
     mount_point.mkdir()
-    with CutDisk(str(tmp_path / "disk.img"), str(mount_point), size="512M") as disk:
+    with CutDisk(str(tmp_path / "disk.img"), str(mount_point), request.param, size="512M") as disk:
         yield disk
 
 

@@ -22,7 +22,8 @@ from bench.rounds import (
 )
 
 
-def test_contenders_take_turns_each_after_its_preparation() -> None:
+def test_contenders_take_turns_each_after_its_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "fetch_memory", lambda: None)  # it takes half a second
     seen: list[str] = []
     contenders = [
         Contender(name, partial(seen.append, name), partial(seen.append, f"prepare {name}")) for name in ("A", "B")
