@@ -33,6 +33,7 @@ class CutDisk:
 
     def __init__(self, image_path: str, mount_point: str, file_system: str = "ext4", size: str = "96M") -> None:
         self.image_path = image_path
+        self.file_system = file_system
         self.mount_point = mount_point
         self._run("truncate", "-s", size, image_path)
         self._run(f"mkfs.{file_system}", "-q", _FORCE[file_system], image_path)
