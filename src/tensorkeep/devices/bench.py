@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from tensorkeep.devices.forwarding import innermost
+from tensorkeep.devices.forwarding import concurrency_of, innermost
 from tensorkeep.devices.local import LocalDevice
 from tensorkeep.devices.object_names import UNFINISHED_FOLDER
-from tensorkeep.devices.protocol import Device, ParallelPuts, ThrottlingDevice
+from tensorkeep.devices.protocol import Device, ThrottlingDevice
 from tensorkeep.errors import InvalidInput, TensorkeepError, Unavailable
 from tensorkeep.records.layout import KIB, MIB
 from tensorkeep.records.ulid import RANDOM_BYTES, make_ulid
@@ -136,8 +136,7 @@ class _Bench:
 
     def write(self, size_bytes: int) -> float:
         """Write objects, as many at once as a push does, and return the seconds until they are durable."""
-        inner, clock = innermost(self._device), self._runtime.clock
-        lot = inner.put_concurrency if isinstance(inner, ParallelPuts) else 1
+        clock, lot = self._runtime.clock, concurrency_of([self._device])
         sizes = [min(OBJECT_BYTES, size_bytes - start) for start in range(0, size_bytes, OBJECT_BYTES)]
         seconds = 0.0
         with self._runtime.workers.open_pool(lot, "bench-write") as pool:

@@ -1,6 +1,6 @@
 """The base of devices that wrap another: every call goes through one method, which a wrapper overrides."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain, islice
 from typing import TypeVar, cast
@@ -13,6 +13,7 @@ from tensorkeep.devices.protocol import (
     ObjectInfo,
     OpeningDevice,
     OpenObject,
+    ParallelPuts,
     ReadableDevice,
 )
 from tensorkeep.records.device import Durability
@@ -112,6 +113,17 @@ def innermost(device: ReadableDevice) -> ReadableDevice:
     while isinstance(device, ForwardingDevice):
         device = device.inner
     return device
+
+
+def is_far(device: Device) -> bool:
+    """Return whether a device lies across a network."""
+    return isinstance(innermost(device), ParallelPuts)
+
+
+def concurrency_of(devices: Iterable[Device]) -> int:
+    """Return how many small requests at once the one of these devices is quickest with that is farthest away; 1: all are at hand."""
+    inner = [innermost(device) for device in devices]
+    return max((each.put_concurrency for each in inner if isinstance(each, ParallelPuts)), default=1)
 
 
 def mappable(device: ReadableDevice) -> MappableDevice | None:

@@ -3,26 +3,13 @@
 Threads that each read a little from a local disk wait for the interpreter longer than for the disk: a rebuild took four times as long.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tensorkeep.devices.forwarding import innermost
-from tensorkeep.devices.protocol import Device, ParallelPuts
 from tensorkeep.runtime import Workers
 
 N = TypeVar("N")
 T = TypeVar("T")
-
-
-def is_far(device: Device) -> bool:
-    """Return whether a device lies across a network."""
-    return isinstance(innermost(device), ParallelPuts)
-
-
-def concurrency_of(devices: Iterable[Device]) -> int:
-    """Return how many small requests at once the one of these devices is quickest with that is farthest away; 1: all are at hand."""
-    inner = [innermost(device) for device in devices]
-    return max((each.put_concurrency for each in inner if isinstance(each, ParallelPuts)), default=1)
 
 
 def ask_each(

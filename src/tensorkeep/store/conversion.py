@@ -18,7 +18,7 @@ from tensorkeep.records.device import counted_devices
 from tensorkeep.records.history import ModelFacts
 from tensorkeep.records.names import parse_model_name
 from tensorkeep.records.naming import ObjectKind
-from tensorkeep.records.redundancy import Policy
+from tensorkeep.records.redundancy import ErasureCoded, Policy
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fragments import code_of
 from tensorkeep.store.gc import refuse_unseen
@@ -163,9 +163,7 @@ def _find_others(
                 tally.shared += 1
                 continue
             code = code_of(policy, parts[key])
-            mine = [
-                row for row in located[key] if is_of_code(row, code) and row.state in USABLE and row.device in active
-            ]
+            mine = _counted(located[key], code, active)
             have = count_copies(mine)
             if have < copies:
                 yield ShortObject(id=0, key=key, size_bytes=parts[key], have=max(0, have), owed=copies)
@@ -182,15 +180,18 @@ def _give_up_others(context: StoreContext, parts: Mapping[ObjectKey, int], polic
             if key not in owed or owed[key] > policy.losses + 1:
                 continue
             code = code_of(policy, parts[key])
-            mine = [
-                row for row in located[key] if is_of_code(row, code) and row.state in USABLE and row.device in active
-            ]
+            mine = _counted(located[key], code, active)
             going += [row for row in located[key] if not is_of_code(row, code)]
             going += order_to_go(mine, owed[key], fill, zones)
         gone = {*give_up(context, [row.id for row in going])} if going else set()
         tally.given_up += len(gone)
         tally.given_up_bytes += sum(row.length for row in going if row.id in gone)
         context.runtime.failpoints.hit("policy.given_up")
+
+
+def _counted(rows: Sequence[Location], code: ErasureCoded | None, active: set[str]) -> list[Location]:
+    """Return the rows of a form that count; None: of whole copies."""
+    return [row for row in rows if is_of_code(row, code) and row.state in USABLE and row.device in active]
 
 
 def _survey(

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tensorkeep.catalog.protocol import GcSummary, Location, Orphan
+from tensorkeep.devices.forwarding import concurrency_of
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Conflict, NotFound, TensorkeepError
 from tensorkeep.records.device import DeviceFacts, is_gone
-from tensorkeep.store.asking import ask_each, concurrency_of
+from tensorkeep.store.asking import ask_each
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import GcReport
 

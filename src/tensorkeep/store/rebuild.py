@@ -16,6 +16,7 @@ from tensorkeep.catalog.access import open_catalog
 from tensorkeep.catalog.counting import count_copies
 from tensorkeep.catalog.protocol import CatalogImage, Location, ObjectKey
 from tensorkeep.catalog.rules import version_keys
+from tensorkeep.devices.forwarding import concurrency_of
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import (
     AlreadyExists,
@@ -38,7 +39,7 @@ from tensorkeep.records.naming import (
 )
 from tensorkeep.records.redundancy import filled_fragments, fragment_length, parse_form
 from tensorkeep.runtime import Runtime, Workers
-from tensorkeep.store.asking import ask_each, concurrency_of
+from tensorkeep.store.asking import ask_each
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import UNSEEN, Fleet
 from tensorkeep.store.journal import flush_journal

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tensorkeep.catalog.protocol import JournalRow
+from tensorkeep.devices.forwarding import concurrency_of
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.digest import blake3_256
@@ -31,7 +32,7 @@ from tensorkeep.records.history import (
 )
 from tensorkeep.records.naming import JournalName, parse_physical_name
 from tensorkeep.runtime import Workers
-from tensorkeep.store.asking import ask_each, concurrency_of
+from tensorkeep.store.asking import ask_each
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from tensorkeep.catalog.protocol import Location, ObjectKey
+from tensorkeep.devices.forwarding import is_far
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Integrity, NotEnoughCopies, NotFound, TensorkeepError
 from tensorkeep.records.checks import Checks, decode_checks
@@ -15,7 +16,6 @@ from tensorkeep.records.manifest import Manifest, decode_manifest
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import parse_form
 from tensorkeep.runtime import collection_paused
-from tensorkeep.store.asking import is_far
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fragments import fragments_of_best_form, join_fragments
 from tensorkeep.store.learned_rates import find_rates

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from typing_extensions import Buffer
 
 from tensorkeep.catalog.protocol import Location
-from tensorkeep.devices.forwarding import innermost
-from tensorkeep.devices.protocol import BatchPuts, Device, ParallelPuts
+from tensorkeep.devices.forwarding import concurrency_of, is_far
+from tensorkeep.devices.protocol import BatchPuts, Device
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.runtime import Runtime, WorkerPool
 from tensorkeep.store.read_back import compare_stored
@@ -51,9 +51,8 @@ class Uploader:
         self._stack = ExitStack()
         self._pools: dict[str, WorkerPool] = {}
         for number, (device_id, device) in enumerate(devices.items()):
-            inner = innermost(device)
-            if isinstance(inner, ParallelPuts):
-                pool = runtime.workers.open_pool(inner.put_concurrency, f"put-{number}")
+            if is_far(device):
+                pool = runtime.workers.open_pool(concurrency_of([device]), f"put-{number}")
                 self._pools[device_id] = self._stack.enter_context(pool)
 
     def close(self) -> None:

@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
+from tensorkeep.devices.forwarding import concurrency_of
 from tensorkeep.devices.memory import MemoryDevice
 from tensorkeep.runtime import ThreadWorkers
-from tensorkeep.store.asking import ask_each, concurrency_of
+from tensorkeep.store.asking import ask_each
 
 
 def test_as_many_are_asked_at_once_as_the_farthest_device_is_quickest_with(monkeypatch: pytest.MonkeyPatch) -> None:
