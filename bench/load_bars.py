@@ -35,8 +35,8 @@ OPEN_MS = 20.0
 
 def load_figures(source: Path, model: str, rounds: int) -> list[Figure]:
     """Return the figures of time, warm and cold, and of memory; leaves nothing behind."""
-    # Cold, the disk's own rate swings by a quarter from second to second, and the fastest are near each other: more rounds.
-    warm, cold = load_tables(Options(model, rounds), cold_rounds=2 * rounds + 1)
+    # Cold, the disk's own rate swings by a quarter from second to second, and warm, a host takes and gives back memory: more rounds.
+    warm, cold = load_tables(Options(model, 2 * rounds + 1))
     with new_store(STORE) as store:
         store.push(source, MODEL)
     figures = [*_warm(warm), _open(4 * rounds + 1), *_cold(cold), *_mapped_memory(source), *_read_memory(source)]

@@ -20,6 +20,7 @@ from bench.rounds import (
     ContenderFailed,
     Turn,
     alternate,
+    cached_share,
     files_under,
     in_process,
     make_cold,
@@ -31,6 +32,7 @@ from bench.workers import Worker, checked, expected_checksum, loading, ours, run
 MODEL = "bench/model"
 READERS = 4
 READ_BYTES = 8 << 20
+MOSTLY_CACHED = 0.98
 VERIFIED = "tensorkeep, verified"
 UNVERIFIED = "tensorkeep, verify=off"
 RAW_READ = f"ceiling: pread into fresh memory, {READERS} threads"
@@ -70,14 +72,12 @@ LOADERS = (
 )
 
 
-def load_tables(options: Options, *, cold_rounds: int | None = None) -> list[Table]:
-    """Return the tables ``load/warm`` and ``load/cold``, this one with other rounds where they are given."""
+def load_tables(options: Options) -> list[Table]:
+    """Return the tables ``load/warm`` and ``load/cold``."""
     source = get_model(options.model)
     expected = expected_checksum(source)
     with new_store("load") as store:
         store.push(source, MODEL)
-    # Later loads find our parts in the page cache as our own first load brought them, 2 MiB at a time. `make_warm` reads files from
-    # one end to the other, which does that for the large ones of the others, and would not for parts of 12 MB.
     make_cold(WORK / "load")
     failures: dict[str, str] = {}
     us = [ours(VERIFIED), ours(UNVERIFIED)]
@@ -89,11 +89,7 @@ def load_tables(options: Options, *, cold_rounds: int | None = None) -> list[Tab
         plays += [(others[loader], folder, {"folder": folder}) for loader, folder in folders.items()]
         _warm_up(plays, expected, failures)
         tables = [
-            _measure(cache, make, plays, source, expected, rounds, dict(failures))
-            for cache, make, rounds in (
-                ("warm", make_warm, options.rounds),
-                ("cold", make_cold, cold_rounds or options.rounds),
-            )
+            _measure(cache, plays, source, expected, options.rounds, dict(failures)) for cache in ("warm", "cold")
         ]
     for name in ("load", *(f"as-{loader.actions}" for loader in LOADERS)):
         remove(name)
@@ -133,19 +129,20 @@ def _warm_up(plays: Sequence[Play], expected: str, failures: dict[str, str]) -> 
 
 def _measure(
     cache: str,
-    make: Callable[[Path], None],
     plays: Sequence[Play],
     source: Path,
     expected: str,
     rounds: int,
     failures: dict[str, str],
 ) -> Table:
+    warm = cache == "warm"
     turns = [
-        loading(worker, expected, partial(make, folder), words)
+        loading(worker, expected, _preparation((worker, folder, words), warm=warm), words)
         for worker, folder, words in plays
         if worker.name not in failures
     ]
-    timings = alternate([*turns, *_ceilings(source, make, warm=cache == "warm")], rounds=rounds, failures=failures)
+    make = make_warm if warm else make_cold
+    timings = alternate([*turns, *_ceilings(source, make, warm=warm)], rounds=rounds, failures=failures)
     return Table(
         key=f"load/{cache}",
         title=f"Load from one local device, {'files in the page cache' if cache == 'warm' else 'files not in memory'}",
@@ -155,6 +152,27 @@ def _measure(
         size_bytes=size_of_weights(source),
         failures=failures,
     )
+
+
+def _preparation(play: Play, *, warm: bool) -> Callable[[], object]:
+    """Return what is done before a load: the page cache is emptied of its files, or filled with them.
+
+    Who loads again finds our parts in the page cache as our own load brought them, 2 MiB at a time. All that the contenders read
+    is more than the page cache of a machine of 24 GB holds, so that parts fall out of it between two turns; a load that is not
+    timed brings them back. `make_warm` reads files from one end to the other, which is the best for the large files of the
+    others, and would leave parts of 12 MB in smaller pieces than a load does.
+    """
+    worker, folder, _ = play
+    if not warm:
+        return partial(make_cold, folder)
+    return partial(_load_untimed, play) if KINDS.get(worker.name) == "ours" else partial(make_warm, folder)
+
+
+def _load_untimed(play: Play) -> None:
+    worker, folder, words = play
+    if cached_share(folder) < MOSTLY_CACHED:
+        make_cold(folder)
+    worker.ask("load", **words)
 
 
 def _ceilings(source: Path, make: Callable[[Path], None], *, warm: bool) -> list[Turn]:
