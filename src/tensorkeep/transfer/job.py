@@ -25,11 +25,9 @@ WINDOW_BYTES = 8 << 20
 CHECK_BYTES = HUGE_PAGE_BYTES
 """The same where bytes are only checked: one buffer a thread, which its own cache holds."""
 
-LOOK_BYTES = 8 << 20
-"""The same where they are checked where they lie: all of it is populated at once, so that the disk has enough to do."""
-
 LONGEST_CHECK_BYTES = 32 << 20
-"""Longest run that is checked at once: nothing of it is kept, and each asks the scheduling thread."""
+"""Longest run that is checked at once: nothing of it is kept, and each asks the scheduling thread. Where it is checked where it lies all of it is populated at
+once, so that the disk has enough to do."""
 
 Deliver = Callable[[PartImage, Sequence[Piece]], int]
 """Takes the pieces of a verified image that were not read in place; returns how many needed bytes that were."""
@@ -263,7 +261,7 @@ class Reading:
 def _longest_window(job: ReadJob, *, is_kept: bool) -> int:
     if not job.optional:
         return WINDOW_BYTES
-    return LOOK_BYTES if is_kept else CHECK_BYTES
+    return LONGEST_CHECK_BYTES if is_kept else CHECK_BYTES
 
 
 def _bytes_from_disks() -> int:

@@ -22,7 +22,7 @@ from tensorkeep.planning.read_plan import (
 from tensorkeep.records.layout import BLOCK_BYTES, MIB
 from tensorkeep.runtime import Cancellation, Clock, Runtime, collection_paused
 from tensorkeep.transfer.boxes import Box, Landing, land_box
-from tensorkeep.transfer.device_queue import longest_read_bytes, readers_per_device
+from tensorkeep.transfer.device_queue import checkers_per_device, longest_read_bytes, readers_per_device
 from tensorkeep.transfer.far_memory import Carrier, FarMemory, copies_of
 from tensorkeep.transfer.image import PartImage, ScratchPool
 from tensorkeep.transfer.job import (
@@ -357,6 +357,9 @@ class _Load:
     def _readers(self) -> int:
         return readers_per_device(len(self._parts.devices), self._runtime.workers.cpu_count())
 
+    def _checkers(self) -> int:
+        return checkers_per_device(len(self._parts.devices), self._runtime.workers.cpu_count())
+
     def again(self, parts: PartTable, progress: Callable[[int], None] | None) -> "_Load":
         """Return a load of other copies of the same parts, up to the same deadline."""
         return _Load(
@@ -401,7 +404,7 @@ class _Load:
             reading,
             self._runtime,
             memory_limit_bytes=self._limit,
-            readers=self._readers(),
+            readers=self._readers() if reads else self._checkers(),
             deadline_at_s=self._deadline_at_s,
             deadline_s=self._deadline_s,
             progress=self._progress,

@@ -6,7 +6,7 @@ import pytest
 
 from tensorkeep.records.layout import MIB
 from tensorkeep.runtime import ThreadWorkers
-from tensorkeep.transfer.device_queue import MOST_WAITING_READERS, DeviceQueue
+from tensorkeep.transfer.device_queue import LEAST_READERS, MOST_WAITING_READERS, DeviceQueue, checkers_per_device
 from tensorkeep.transfer.job import Attempt
 
 
@@ -47,6 +47,23 @@ def test_others_do_not(attempt: Attempt) -> None:
         for _ in range(20):
             queue.count_check(attempt, 1)
         assert queue.local_readers == 4
+
+
+def test_the_first_check_that_comes_from_a_disk_brings_as_many_readers_as_reads_have() -> None:
+    with ThreadWorkers().open_leavable_pool(2, "test") as pool:
+        queue = DeviceQueue("d0", local_readers=2, pool=pool)
+        for _ in range(20):
+            queue.count_check(check(16 * MIB, 0.1, 0), 1)
+        assert queue.local_readers == 2
+        queue.count_check(check(16 * MIB, 0.01, 15 * MIB), 9)
+        assert queue.local_readers == LEAST_READERS
+
+
+@pytest.mark.parametrize(
+    ("devices", "processors", "checkers"), [(1, 1, 2), (1, 2, 2), (1, 4, 4), (2, 8, 4), (1, 16, 8), (0, 2, 2)]
+)
+def test_as_many_checks_run_at_first_as_processors_hash(devices: int, processors: int, checkers: int) -> None:
+    assert checkers_per_device(devices, processors) == checkers
 
 
 def test_many_devices_share_the_readers() -> None:
