@@ -155,6 +155,8 @@ FAULTS_OF_READS = [
     *tenths("answer", "reset", ["GET"])[::3],
     *tenths("answer", "strip_length", ["GET"])[::3],
     Fault("stall", at=0.4),
+    Fault("drop_range"),
+    Fault("shift_range"),
     Fault("refuse", status=503, retry_after="100"),
     Fault("refuse", status=500),
 ]

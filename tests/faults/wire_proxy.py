@@ -5,6 +5,8 @@ It knows enough of HTTP/1.1 to count the bytes of bodies: every exchange of ever
 afterwards what happened (`WireProxy.done`). One thread a connection; nothing is timed, so that a test is as fast as its client.
 """
 
+import random
+import re
 import select
 import socket
 import struct
@@ -14,13 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 
-Kind = Literal["cut", "reset", "stall", "trickle", "flip", "strip_length", "refuse", "lose_answer"]
+Kind = Literal[
+    "cut", "reset", "stall", "trickle", "flip", "strip_length", "drop_range", "shift_range", "refuse", "lose_answer"
+]
 """What happens to an exchange:
 
 - ``cut``: the connection is closed (FIN) at a byte of the body; ``reset``: torn down (RST) there
 - ``stall``: nothing more comes from there on, and the connection stays open; ``trickle``: a few bytes each second
 - ``flip``: one bit of that byte is turned
 - ``strip_length``: the answer does not say how long it is, and ends at that byte as if it were all
+- ``drop_range``: the server is asked for the whole object, and its 200 passed on; ``shift_range``: the answer says that it is of
+  other bytes
 - ``refuse``: the server is not asked; the proxy answers with a status
 - ``lose_answer``: the server did what it was asked, and the connection closes without its answer
 
@@ -47,6 +53,7 @@ class Fault:
         skip: how many that fit are spared first.
         status: of ``refuse``.
         retry_after: the header's value, with ``refuse``.
+        chance: of those that are left, how many it happens to, by a seeded choice.
     """
 
     kind: Kind
@@ -58,6 +65,7 @@ class Fault:
     skip: int = 0
     status: int = 503
     retry_after: str | None = None
+    chance: float = 1.0
 
     def __str__(self) -> str:
         where = f"{self.status}" if self.kind == "refuse" else f"at {self.at}"
@@ -139,9 +147,17 @@ class _Message:
     def chunked(self) -> bool:
         return "chunked" in self.headers.get("transfer-encoding", "").lower()
 
-    def without_length(self) -> bytes:
-        lines = [line for line in self.head.split(b"\r\n") if not line.lower().startswith(b"content-length:")]
+    def without(self, header: bytes) -> bytes:
+        lines = [line for line in self.head.split(b"\r\n") if not line.lower().startswith(header + b":")]
         return b"\r\n".join(lines)
+
+    def with_shifted_range(self) -> bytes:
+        """Return the head with the bounds of its ``Content-Range`` one byte further on."""
+        return re.sub(
+            rb"(?i)(content-range: *bytes +)(\d+)-(\d+)",
+            lambda found: b"%s%d-%d" % (found[1], int(found[2]) + 1, int(found[3]) + 1),
+            self.head,
+        )
 
 
 class WireProxy:
@@ -248,7 +264,12 @@ class WireProxy:
             self._drain(near, request)
             self._refuse(near, request, fault)
             return
-        far.socket.sendall(request.head)
+        if fault is not None and fault.kind == "drop_range":
+            self._note(fault, request, 0)
+            far.socket.sendall(request.without(b"range"))
+            fault = None
+        else:
+            far.socket.sendall(request.head)
         self._pass_body(near, far, request, request, fault if fault and fault.side == "request" else None)
         answer = _Message.of(far.head())
         while answer.first[1].startswith("1"):
@@ -264,7 +285,11 @@ class WireProxy:
             self._strike(fault, far, near)
         if fault is not None and fault.kind == "strip_length":
             self._note(fault, request, 0)  # the client may leave before any byte of the body
-            near.socket.sendall(answer.without_length())
+            near.socket.sendall(answer.without(b"content-length"))
+        elif fault is not None and fault.kind == "shift_range":
+            self._note(fault, request, 0)
+            near.socket.sendall(answer.with_shifted_range())
+            fault = None
         else:
             near.socket.sendall(answer.head)
         if not bodiless:
@@ -347,6 +372,7 @@ class _Planned:
     fault: Fault
     fitted: int = 0
     _used: int = field(default=0)
+    _chance: random.Random = field(default_factory=lambda: random.Random(1))
 
     def takes(self, request: _Message) -> bool:
         """Return whether it happens to this request, and count it."""
@@ -355,6 +381,8 @@ class _Planned:
             return False
         self.fitted += 1
         if self.fitted <= fault.skip or (fault.times is not None and self._used >= fault.times):
+            return False
+        if fault.chance < 1 and self._chance.random() >= fault.chance:
             return False
         self._used += 1
         return True
