@@ -93,10 +93,7 @@ class World:
         self.folder.mkdir(exist_ok=True)
         _MADE.append(self)
         for name in self.names:
-            while _SPARE and not _SPARE[-1].exists():  # it lay in the folder of a test, which is gone
-                _SPARE.pop()
-            if _SPARE and _SPARE[-1].stat().st_dev == self.folder.stat().st_dev:
-                _SPARE.pop().rename(self.place(name))
+            take_spare(self.place(name))
         if self.database:
             tensorkeep.init(self.database, replicas=self.replicas).close()
         store = self.open()
@@ -134,22 +131,12 @@ class World:
             self._opened.pop().close()
 
     def end(self) -> None:
-        """Close every handle, and keep the devices' empty folders for the next world: making 768 costs half a second."""
+        """Close every handle, and keep the devices' empty folders for the next world."""
         self.close()
         if self in _MADE:
             _MADE.remove(self)
         for name in self.names:
-            place = self.place(name)
-            if place.is_symlink() or not (place / "versions").is_dir():
-                continue
-            for path in self.files(name):
-                path.unlink()
-            for folder in (place / "versions").iterdir():
-                folder.rmdir()
-            if _is_as_made(place):
-                spare = self.folder.parent / f"spare-{os.urandom(8).hex()}"
-                place.rename(spare)
-                _SPARE.append(spare)
+            give_spare(self.place(name), self.folder.parent)
 
     def place(self, name: str) -> Path:
         """Return the folder of a device."""
@@ -210,6 +197,28 @@ class World:
                 if physical != IDENTITY_NAME and not physical.startswith("journal/"):
                     found.add((name, physical))
         return found
+
+
+def take_spare(place: Path) -> None:
+    """Put the empty folders of a device in its place, where any are left over: making 768 costs half a second."""
+    while _SPARE and not _SPARE[-1].exists():  # it lay in the folder of a test, which is gone
+        _SPARE.pop()
+    if _SPARE and _SPARE[-1].stat().st_dev == place.parent.stat().st_dev:
+        _SPARE.pop().rename(place)
+
+
+def give_spare(place: Path, parent: Path) -> None:
+    """Empty a device that nobody uses any more, and keep its folders under ``parent`` for who comes next."""
+    if place.is_symlink() or not (place / "versions").is_dir():
+        return
+    for path in [path for path in place.rglob("*") if path.is_file()]:
+        path.unlink()
+    for folder in (place / "versions").iterdir():
+        folder.rmdir()
+    if _is_as_made(place):
+        spare = parent / f"spare-{os.urandom(8).hex()}"
+        place.rename(spare)
+        _SPARE.append(spare)
 
 
 def recycle(folder: Path) -> None:

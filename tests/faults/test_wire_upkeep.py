@@ -16,6 +16,7 @@ from tensorkeep.errors import TensorkeepError
 from tensorkeep.store.opening import open_store
 from tensorkeep.store.reports import Version
 from tensorkeep.store.store import Store
+from tests.faults.store_world import give_spare, take_spare
 from tests.faults.wire_proxy import Fault
 from tests.faults.wire_world import MIB, Arrays, Wire, check_stored, in_time, same, weights
 
@@ -70,6 +71,7 @@ def scene(wire: Wire, tmp_path: Path) -> Iterator[Scene]:
     with Store(context) as store:
         store.devices.add("wire", wire.url(prefix), bandwidth=GIB)
         for name in ("d0", "d1"):
+            take_spare(tmp_path / name)
             store.devices.add(name, str(tmp_path / name), bandwidth=GIB)
         kept = weights(1)
         store.push(kept, "kept", part_size=MIB, replicas=2)
@@ -78,6 +80,8 @@ def scene(wire: Wire, tmp_path: Path) -> Iterator[Scene]:
         store.rm_model("gone")
         yield Scene(store, wire, tmp_path, prefix, kept)
         wire.proxy.script()
+    for name in ("d0", "d1"):
+        give_spare(tmp_path / name, tmp_path.parent)
 
 
 VERBS: dict[str, Callable[[Scene], Any]] = {
