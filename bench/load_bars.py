@@ -35,7 +35,7 @@ OPEN_MS = 20.0
 
 def load_figures(source: Path, model: str, rounds: int) -> list[Figure]:
     """Return the figures of time, warm and cold, and of memory; leaves nothing behind."""
-    # Cold, the disk's own rate swings by a quarter from second to second, and warm, a host takes and gives back memory: more rounds.
+    # Cold, the disk's own rate swings by a quarter from second to second, and warm, files lie in the page cache in pieces that change between rounds: more of them.
     warm, cold = load_tables(Options(model, 2 * rounds + 1))
     with new_store(STORE) as store:
         store.push(source, MODEL)

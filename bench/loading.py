@@ -33,6 +33,8 @@ MODEL = "bench/model"
 READERS = 4
 READ_BYTES = 8 << 20
 MOSTLY_CACHED = 0.98
+"""How much of a store lies in the page cache after a load at least: not what a load does not read, such as the journal."""
+
 VERIFIED = "tensorkeep, verified"
 UNVERIFIED = "tensorkeep, verify=off"
 RAW_READ = f"ceiling: pread into fresh memory, {READERS} threads"
@@ -78,7 +80,7 @@ def load_tables(options: Options) -> list[Table]:
     expected = expected_checksum(source)
     with new_store("load") as store:
         store.push(source, MODEL)
-    make_cold(WORK / "load")
+    make_cold(WORK / "load")  # else warm loads would find the parts as the push left them, and not as a load does
     failures: dict[str, str] = {}
     us = [ours(VERIFIED), ours(UNVERIFIED)]
     others = {loader: Worker(loader.name, f"bench.contenders.local:{loader.actions}") for loader in LOADERS}
@@ -136,12 +138,12 @@ def _measure(
     failures: dict[str, str],
 ) -> Table:
     warm = cache == "warm"
+    make = make_warm if warm else make_cold
     turns = [
-        loading(worker, expected, _preparation((worker, folder, words), warm=warm), words)
+        loading(worker, expected, _preparation(worker, folder, words, make), words)
         for worker, folder, words in plays
         if worker.name not in failures
     ]
-    make = make_warm if warm else make_cold
     timings = alternate([*turns, *_ceilings(source, make, warm=warm)], rounds=rounds, failures=failures)
     return Table(
         key=f"load/{cache}",
@@ -154,7 +156,9 @@ def _measure(
     )
 
 
-def _preparation(play: Play, *, warm: bool) -> Callable[[], object]:
+def _preparation(
+    worker: Worker, folder: Path, words: dict[str, object], make: Callable[[Path], None]
+) -> Callable[[], object]:
     """Return what is done before a load: the page cache is emptied of its files, or filled with them.
 
     Who loads again finds our parts in the page cache as our own load brought them, 2 MiB at a time. All that the contenders read
@@ -162,14 +166,12 @@ def _preparation(play: Play, *, warm: bool) -> Callable[[], object]:
     timed brings them back. `make_warm` reads files from one end to the other, which is the best for the large files of the
     others, and would leave parts of 12 MB in smaller pieces than a load does.
     """
-    worker, folder, _ = play
-    if not warm:
-        return partial(make_cold, folder)
-    return partial(_load_untimed, play) if KINDS.get(worker.name) == "ours" else partial(make_warm, folder)
+    if make is make_warm and KINDS.get(worker.name) == "ours":
+        return partial(_load_untimed, worker, folder, words)
+    return partial(make, folder)
 
 
-def _load_untimed(play: Play) -> None:
-    worker, folder, words = play
+def _load_untimed(worker: Worker, folder: Path, words: dict[str, object]) -> None:
     if cached_share(folder) < MOSTLY_CACHED:
         make_cold(folder)
     worker.ask("load", **words)

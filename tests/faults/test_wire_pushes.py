@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tensorkeep.errors import TensorkeepError
-from tensorkeep.store.opening import open_store
 from tensorkeep.store.reports import Version
 from tensorkeep.store.store import Store
 from tensorkeep.transfer.left_reads import has_left_reads
@@ -58,8 +57,7 @@ class Flaky:
 @pytest.fixture(scope="module")
 def flaky(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flaky]:
     folder = tmp_path_factory.mktemp("flaky")
-    context = open_store(folder / "store", runtime=wire.runtime(), cache_root=None, user="tester", opener=wire.open)
-    with Store(context) as store:
+    with wire.open_store(folder / "store") as store:
         store.devices.add("wire", wire.url("pushes"), bandwidth=GIB)
         world = Flaky(store, wire, "pushes")
         yield world
@@ -166,8 +164,7 @@ FAULTS_OF_READS = [
 def doubled(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flaky]:
     """A store with a second good copy of everything on a local disk."""
     folder = tmp_path_factory.mktemp("doubled")
-    context = open_store(folder / "store", runtime=wire.runtime(), cache_root=None, user="tester", opener=wire.open)
-    with Store(context) as store:
+    with wire.open_store(folder / "store") as store:
         store.devices.add("wire", wire.url("doubled"), bandwidth=100 * GIB)
         store.devices.add("disk", str(Path(folder / "disk")), bandwidth=1 << 20)
         arrays = weights(1)

@@ -53,7 +53,7 @@ class Fault:
         skip: how many that fit are spared first.
         status: of ``refuse``.
         retry_after: the header's value, with ``refuse``.
-        chance: of those that are left, how many it happens to, by a seeded choice.
+        chance: of those that are left, how many it happens to, by a choice seeded with its place in the script.
     """
 
     kind: Kind
@@ -188,7 +188,7 @@ class WireProxy:
     def script(self, *faults: Fault) -> None:
         """Let these happen from now on, and no others; forget what happened before."""
         with self._lock:
-            self._script = [_Planned(fault) for fault in faults]
+            self._script = [_Planned(fault, random.Random(number)) for number, fault in enumerate(faults)]
             self.done = []
 
     def count(self, kind: Kind) -> int:
@@ -370,9 +370,9 @@ class _Planned:
     """A fault and how often it fitted and happened."""
 
     fault: Fault
+    choice: random.Random
     fitted: int = 0
     _used: int = field(default=0)
-    _chance: random.Random = field(default_factory=lambda: random.Random(1))
 
     def takes(self, request: _Message) -> bool:
         """Return whether it happens to this request, and count it."""
@@ -382,7 +382,7 @@ class _Planned:
         self.fitted += 1
         if self.fitted <= fault.skip or (fault.times is not None and self._used >= fault.times):
             return False
-        if fault.chance < 1 and self._chance.random() >= fault.chance:
+        if fault.chance < 1 and self.choice.random() >= fault.chance:
             return False
         self._used += 1
         return True

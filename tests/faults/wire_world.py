@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.runtime import Runtime, SeededRandomness
 from tensorkeep.store.fleet import open_by_facts
+from tensorkeep.store.opening import open_store
 from tensorkeep.store.store import Store
 from tests.engines.servers import S3Account
 from tests.faults.wire_proxy import WireProxy
@@ -80,6 +82,10 @@ class Wire:
             return open_by_facts(facts, runtime)
         place = parse_object_store_url(facts.url)
         return RetryDevice(ObjectStoreDevice(place, runtime=runtime, limits=LIMITS), runtime=runtime)
+
+    def open_store(self, folder: Path) -> Store:
+        """Return a store in a folder, made if it is not there, whose object stores have small deadlines."""
+        return Store(open_store(folder, runtime=self.runtime(), cache_root=None, user="tester", opener=self.open))
 
     def url(self, prefix: str) -> str:
         """Return the URL of a device behind the proxy."""

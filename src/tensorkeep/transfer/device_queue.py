@@ -16,7 +16,7 @@ threads each waits longer for the interpreter lock than it reads: on 16 processo
 
 LEAST_CHECKERS = 2
 """The same of a local device for what lies in the page cache and is only checked. Warm, 2.2 GB on 2 processors, medians of 11 loads: 1 reader 129 ms, 2 123 ms, 3 131 ms, 4 138 ms;
-between two blocks each wants the interpreter lock, for so short that waiting for it costs more than a second processor brings."""
+more threads than processors wait for each other, and for the interpreter lock between two blocks."""
 
 MOST_WAITING_READERS = 16
 """The same for all devices together where they check what disks bring slowly: then they wait for them, not for each other. 2.2 GB cold on 2 processors,
