@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -278,6 +279,26 @@ def test_an_object_is_not_shortened_while_it_is_kept(root: Path, device: LocalDe
         assert path.stat().st_size == size
     finally:
         opened.close()
+    cutting.join(10)
+    assert path.stat().st_size == 1
+
+
+def test_whoever_keeps_an_object_learns_that_somebody_waits_to_write_to_it(root: Path, device: LocalDevice) -> None:
+    device.put(part(1), [content(4096)])
+    path, size = root / part(1), len(content(4096))
+    opened = device.open_to_map(part(1), size)
+    assert not opened.keeps_length(), "nobody asked for it"
+    assert opened.keep_length(size)
+    assert opened.keeps_length()
+    path.chmod(0o600)
+    cutting = threading.Thread(target=os.truncate, args=[path, 1], daemon=True)
+    cutting.start()
+    give_up = time.monotonic() + 10
+    while opened.keeps_length():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    assert path.stat().st_size == size
+    del opened  # the last reference closes it, and gives its length free
     cutting.join(10)
     assert path.stat().st_size == 1
 

@@ -7,9 +7,11 @@ import os
 import pickle
 import random
 import re
+import resource
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 
 import tensorkeep
 from tensorkeep import Integrity
+from tensorkeep.devices.local_reading import _OpenFile
 from tensorkeep.devices.system_calls import SystemCalls
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.store import reading
@@ -139,6 +142,11 @@ def mapped_bytes() -> list[tuple[int, int]]:
             rss, size = (int(re.findall(rf"\n{key}: +(\d+) kB", each)[0]) * 1024 for key in ("Rss", "Size"))
             found.append((rss, size))
     return found
+
+
+def keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no file stay open until it is verified: as where descriptors run out."""
+    monkeypatch.setattr(mapped_tensors.KeptFiles, "keep", lambda *words: None)
 
 
 def no_leases(system: SystemCalls, descriptor: int) -> None:
@@ -347,8 +355,8 @@ def test_each_copy_that_is_chosen_to_be_laid_and_is_gone_is_told(
     arrays = push(world)
     chosen: dict[str, str] = {}
 
-    def look(*args: Any) -> mapped_tensors.MappedTensors:
-        found = mapped_tensors.map_tensors(*args)
+    def look(*args: Any, **words: Any) -> mapped_tensors.MappedTensors:
+        found = mapped_tensors.map_tensors(*args, **words)
         chosen.update((source.name, args[2].names[source.device]) for source in found.sources.values())
         return found
 
@@ -407,6 +415,7 @@ def test_a_device_that_goes_away_between_mapping_and_verifying_is_replaced(
                 damage_by_truncation(path)
         return laid
 
+    keep_nothing(monkeypatch)
     monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_lose)
     model = world.open().model(MODEL)
     assert_equal(model.load(), arrays)
@@ -433,11 +442,73 @@ def test_a_file_that_takes_the_name_of_a_mapped_one_does_not_speak_for_it(
             os.replace(good, path)  # as whoever repairs it might
         return laid
 
+    keep_nothing(monkeypatch)
     if not held:
         monkeypatch.setattr(SystemCalls, "keep_length", no_leases)
     monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_replace)
     with old:
         assert_equal(world.open().model(MODEL).load(), arrays)
+
+
+def test_what_is_laid_stays_open_until_it_is_verified_whatever_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "world", devices=1, replicas=1)
+    arrays = push(world)
+    lay_all = mapped_tensors._lay_all
+    replaced = []
+
+    def lay_and_replace(*words: Any) -> Any:
+        laid = lay_all(*words)
+        for path in part_files(world):
+            replaced.append(path)
+            bad = tmp_path / "bad"
+            bad.write_bytes(bytes(path.stat().st_size))
+            os.replace(bad, path)
+        return laid
+
+    monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_replace)
+    model = world.open().model(MODEL)
+    assert_equal(model.load(), arrays)
+    assert replaced
+    assert model.report is not None
+    assert not model.report.damaged
+    assert mapped_tensors._descriptors._taken == 0
+
+
+def test_with_few_descriptors_the_other_files_are_opened_again_and_flips_in_all_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "world", devices=1, replicas=1)
+    arrays = push(world)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = -(-max(map(int, os.listdir("/proc/self/fd"))) // 4) * 4 + 64
+    asked, file_identity = Counter[str](), _OpenFile.file_identity
+
+    def count_and_tell(opened: _OpenFile) -> Any:
+        asked[opened._name] += 1
+        return file_identity(opened)
+
+    monkeypatch.setattr(mapped_tensors._descriptors, "_taken", most // 4 - 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        monkeypatch.setattr(_OpenFile, "file_identity", count_and_tell)
+        assert_equal(world.open().model(MODEL).load(), arrays)
+        parts = list(part_files(world))
+        assert len(parts) == len(asked) > 2
+        assert sorted(asked.values())[:2] == [1, 1], "laid, and verified as they were"
+        assert all(times > 1 for times in sorted(asked.values())[2:])
+        for path in parts:
+            flip(path, path.stat().st_size // 2, 2)
+            with pytest.raises(Integrity):
+                world.open().model(MODEL).load()
+            flip(path, path.stat().st_size // 2, 2)
+            world.close()
+            with world.open() as store:
+                store.verify(MODEL)
+        assert mapped_tensors._descriptors._taken == most // 4 - 2, "all are given back, also where a load fails"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("held", [True, False])

@@ -87,17 +87,14 @@ class LocalReader:
         except OSError:
             return False
 
-    def open_to_map(self, name: str, size_bytes: int) -> tuple[int, FileIdentity]:
-        """Return a descriptor of an object that has exactly that many bytes, and which file it is; whoever gets it closes it."""
-        try:
-            descriptor, found = self._open_file(name)
-            if found.st_size != size_bytes:
-                self._system.close(descriptor)
-                text = f"{name} on {self._url} has {found.st_size} bytes, not {size_bytes}"
-                raise _wrong_size(text, name, self._url, size_bytes, found.st_size)
-        except OSError as error:
-            raise translate_os_error(error, f"opening {name}", url=self._url, name=name) from error
-        return descriptor, identity_of(found)
+    def open_to_map(self, name: str, size_bytes: int) -> "_OpenFile":
+        """Return an object that has exactly that many bytes, opened."""
+        opened = self.open_object(name)
+        size = opened.open()
+        if size != size_bytes:
+            text = f"{name} on {self._url} has {size} bytes, not {size_bytes}"
+            raise _wrong_size(text, name, self._url, size_bytes, size)
+        return opened
 
     def size_of(self, name: str) -> int:
         """Return the size of an object in bytes."""
@@ -218,7 +215,7 @@ class LocalReader:
 
 
 class _OpenFile:
-    """A file of a device, opened by its first read; used by one thread.
+    """A file of a device, opened by its first read, and closed with its last reference at the latest.
 
     Args:
         name: the object's.
@@ -236,7 +233,22 @@ class _OpenFile:
         self._open_file = open_file
         self._descriptor: int | None = None
         self._size = 0
+        self._identity: FileIdentity = (0, 0)
         self._is_kept = False
+
+    def open(self) -> int:
+        """Open it, and return its size in bytes."""
+        try:
+            self._open()
+        except OSError as error:
+            raise translate_os_error(error, f"opening {self._name}", url=self._url, name=self._name) from error
+        return self._size
+
+    @property
+    def descriptor(self) -> int:
+        """What the system calls it; only of one that is open."""
+        assert self._descriptor is not None
+        return self._descriptor
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
         if offset < 0:
@@ -264,6 +276,9 @@ class _OpenFile:
             with suppress(OSError):
                 self._system.close(descriptor)
 
+    def __del__(self) -> None:
+        self.close()
+
     def keep_length(self, size_bytes: int) -> bool:
         try:
             descriptor = self._open()
@@ -273,14 +288,20 @@ class _OpenFile:
         except (OSError, TensorkeepError):
             return False  # reading it says why
 
+    def keeps_length(self) -> bool:
+        try:
+            return self._is_kept and self._system.keeps_length(self.descriptor)
+        except OSError:
+            return False
+
     def file_identity(self) -> FileIdentity:
-        with translated_os_errors(f"opening {self._name}", url=self._url, name=self._name):
-            return identity_of(self._system.fstat(self._open()))
+        self.open()
+        return self._identity
 
     def _open(self) -> int:
         if self._descriptor is None:
             self._descriptor, found = self._open_file(self._name)
-            self._size = found.st_size
+            self._size, self._identity = found.st_size, identity_of(found)
         return self._descriptor
 
     def _too_short(self, needed: int, size: int) -> Integrity:

@@ -131,6 +131,20 @@ class OpenObject(Protocol):
         """Let go of it; nothing is read any more."""
 
 
+class OpenFile(OpenObject, Protocol):
+    """An object that is an open file, with exactly the bytes that were asked for. Any thread may use it; the last reference that dies closes it."""
+
+    @property
+    def descriptor(self) -> int:
+        """What the system calls it, to be mapped by; not to be closed."""
+
+    def file_identity(self) -> FileIdentity:
+        """Return which file it is."""
+
+    def keeps_length(self) -> bool:
+        """Return whether the system has kept its length since `keep_length`, and nobody waits for it to stop: then it goes on for 45 s."""
+
+
 @runtime_checkable
 class OpeningDevice(Protocol):
     """What devices also have that find an object once, and read it at less cost then."""
@@ -189,8 +203,8 @@ class MappableDevice(Protocol):
     def maps_files(self) -> bool:
         """Whether they can be here: a file system of this machine."""
 
-    def open_to_map(self, name: str, size_bytes: int) -> tuple[int, FileIdentity]:
-        """Return a descriptor of an object that has exactly that many bytes, and which file it is; whoever gets it closes it.
+    def open_to_map(self, name: str, size_bytes: int) -> OpenFile:
+        """Return an object that has exactly that many bytes, opened.
 
         Raises:
             NotFound, Unavailable: as reads do.

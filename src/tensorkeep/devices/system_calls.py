@@ -65,6 +65,10 @@ class SystemCalls:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
 
+    def keeps_length(self, descriptor: int) -> bool:
+        """Return whether the lease of `keep_length` is there, and nobody waits for its end. Source: fcntl(2), F_GETLEASE."""
+        return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
     def release_length(self, descriptor: int) -> None:
         """Give the lease back. To close the descriptor is not enough: a process forked meanwhile would go on holding it."""
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -109,7 +109,7 @@ class VersionReader:
         with collection_paused():
             if table.units is not None:
                 pieces = [tuple(table.pieces(found)) for found in pieces]
-            return map_tensors(tensors, pieces, table), table
+            return map_tensors(tensors, pieces, table, keeps=self.verify != "off"), table
 
     def read_boxes(
         self,

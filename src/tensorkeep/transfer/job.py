@@ -5,11 +5,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 
 from tensorkeep.devices.forwarding import open_object
-from tensorkeep.devices.protocol import OpenObject, ReadableDevice
+from tensorkeep.devices.protocol import OpenFile, OpenObject, ReadableDevice
 from tensorkeep.errors import Integrity, NotFound, TensorkeepError
 from tensorkeep.planning.read_plan import PartRead, Piece
 from tensorkeep.transfer.image import PartImage, PassingImage, ScratchPool, lay_out
@@ -188,9 +188,10 @@ class Reading:
         stream = DigestStream() if self.verify == "digest" else None
         done, left, bad = 0, deque[tuple[int, int]](), list[Mismatch]()
         stopped = False
-        with closing(open_object(device, source.name)) as opened:
-            failure = self._find_replaced(job, source, opened)
-            is_kept = self._is_kept(job, source, opened)
+        kept = self._kept(job)
+        with nullcontext(kept) if kept is not None else closing(open_object(device, source.name)) as opened:
+            failure = self._find_replaced(job, source, opened) if kept is None else None
+            is_kept = kept is not None or self._is_kept(job, source, opened)
             left.extend(iter_windows(job.pending, _longest_window(job, is_kept=is_kept)))
             while left and failure is None and not (stopped := self.should_stop()):
                 start, end = left.popleft()
@@ -219,6 +220,12 @@ class Reading:
         restart = stream is not None and bool(left or bad)
         job.pending = job.pending if restart else [*((each.start, each.end) for each in bad), *left]
         return done, failure, stopped
+
+    def _kept(self, job: ReadJob) -> OpenFile | None:
+        """Return the file that was laid and is only checked, if it is still open and the system keeps its length."""
+        laid = self.laid if job.optional and self.verify == "blocks" else None
+        opened = laid.kept.get(job.read.part) if laid else None
+        return opened if opened is not None and opened.keeps_length() else None
 
     def _is_kept(self, job: ReadJob, source: PartSource, opened: OpenObject) -> bool:
         """Return whether what is only checked can be judged where it lies, since nobody can shorten its file meanwhile."""

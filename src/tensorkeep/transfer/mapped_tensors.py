@@ -5,13 +5,14 @@ where it lies (`MappedTensors.look`), in the same run that reads what could not 
 out from under the tensors (`MappedTensors.replace`) and a good one read into its place.
 """
 
-import os
+import resource
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from tensorkeep.devices.forwarding import mappable
-from tensorkeep.devices.protocol import FileIdentity, MappableDevice
+from tensorkeep.devices.protocol import FileIdentity, MappableDevice, OpenFile
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.planning.map_plan import Lay, Unmapped, Wanted, plan_mapping
 from tensorkeep.planning.read_plan import ExtentMap, Piece, choose_copies
@@ -34,6 +35,7 @@ class MappedTensors:
         views: number → all bytes of the tensor, writable; nothing of it was verified by who made this.
         sources: part → the copy that was laid.
         files: part → the file that was laid, which may have another name by now, or none.
+        kept: those that are still open, and that the system keeps their length of.
         failed: part → a copy that could not be laid: to be read first, so that it is found out, and told, what is wrong with it.
         unmapped: number → why a tensor is to be read instead.
         size_bytes: bytes of all tensors that were mapped.
@@ -47,6 +49,7 @@ class MappedTensors:
         lays: Sequence[Lay],
         sources: Mapping[int, PartSource],
         files: Mapping[int, FileIdentity],
+        kept: "KeptFiles",
         failed: Mapping[int, PartSource],
         unmapped: Mapping[int, Unmapped],
     ) -> None:
@@ -58,6 +61,7 @@ class MappedTensors:
             self._lays_of.setdefault(lay.part, []).append(lay)
         self.sources = sources
         self.files = files
+        self.kept = kept
         self.failed = failed
         self.unmapped = unmapped
         self.views = {number: area.view(at, _length(wanted[number])) for number, at in places.items()}
@@ -134,12 +138,13 @@ def pieces_of(tensors: Sequence[tuple[File, Tensor]]) -> list[tuple[Piece, ...]]
 
 
 def map_tensors(
-    tensors: Sequence[tuple[File, Tensor]], pieces: Sequence[Sequence[Piece]], parts: PartTable
+    tensors: Sequence[tuple[File, Tensor]], pieces: Sequence[Sequence[Piece]], parts: PartTable, *, keeps: bool = True
 ) -> MappedTensors:
     """Lay whole tensors over the files of their parts, where that can be done, and touch none of their bytes.
 
     ``pieces`` are theirs, by `pieces_of`. Of several copies on devices whose files can be mapped each part gets one so that devices finish together; copies found bad
     before are left alone. A part whose file is not there, or has another size, is left to be read, that copy first.
+    ``keeps``: whether files stay open to be verified, as far as there is room.
     """
     devices = {id_: found for id_, device in parts.devices.items() if (found := mappable(device)) is not None}
     wanted = _wanted(tensors, pieces)
@@ -166,8 +171,9 @@ def map_tensors(
         area = MappedRange(plan.size_bytes)
     except OSError:  # as where all memory that may be asked for has been promised to others
         refused: dict[int, Unmapped] = dict.fromkeys(plan.places, "refused")
-        return MappedTensors(MappedRange(0), wanted, {}, (), {}, {}, {}, {**plan.unmapped, **refused})
-    files, broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices)
+        return MappedTensors(MappedRange(0), wanted, {}, (), {}, {}, KeptFiles(0), {}, {**plan.unmapped, **refused})
+    kept = KeptFiles(len(plan.lays) if keeps else 0)
+    files, broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices, kept)
     lost = {
         number
         for number in (plan.places if broken else ())
@@ -182,6 +188,7 @@ def map_tensors(
         plan.lays,
         {part: chosen[part] for part in laid},
         files,
+        kept,
         {part: chosen[part] for part in broken},
         {**plan.unmapped, **dict.fromkeys(sorted(lost), "elsewhere")},
     )
@@ -206,6 +213,7 @@ def _lay_all(
     lays: Sequence[Lay],
     sources: Mapping[int, PartSource],
     devices: Mapping[str, MappableDevice],
+    kept: "KeptFiles",
 ) -> tuple[dict[int, FileIdentity], set[int]]:
     """Lay files; return which one each part is in, and the parts for which that failed."""
     files: dict[int, FileIdentity] = {}
@@ -215,20 +223,16 @@ def _lay_all(
             continue
         source = sources[lay.part]
         try:
-            descriptor, file = devices[source.device].open_to_map(
-                source.name, source.offset + source.length + source.tail_bytes
-            )
-        except TensorkeepError:
-            broken.add(lay.part)
-            continue
-        try:
-            area.lay_file(lay.at, descriptor, source.offset + lay.start, lay.length)
-            if files.setdefault(lay.part, file) != file:  # replaced between two of its lays
+            opened = kept.get(lay.part)
+            if opened is None:
+                size = source.offset + source.length + source.tail_bytes
+                opened = devices[source.device].open_to_map(source.name, size)
+                kept.keep(lay.part, opened, size)
+            area.lay_file(lay.at, opened.descriptor, source.offset + lay.start, lay.length)
+            if files.setdefault(lay.part, file := opened.file_identity()) != file:  # replaced between two of its lays
                 broken.add(lay.part)
-        except OSError:
+        except (OSError, TensorkeepError):
             broken.add(lay.part)
-        finally:
-            os.close(descriptor)
     return files, broken
 
 
@@ -278,3 +282,60 @@ class MappingRoom:
 
 
 _room = MappingRoom()
+
+
+class KeptFiles:
+    """Files of parts that stay open from when they were laid until they are verified, by part. Filled by one thread, used by any.
+
+    To open each again, to find out whether it is still the same and to have the system keep its length takes longer, with many threads, than to
+    verify a part of some MiB. Of the descriptors that a process may have, all loads together keep a quarter open.
+
+    Args:
+        most: how many at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._granted = _descriptors.take(most)
+        self._files: dict[int, OpenFile] = {}
+
+    def keep(self, part: int, opened: OpenFile, size_bytes: int) -> None:
+        """Keep a file, if there is room and the system keeps its length."""
+        if len(self._files) < self._granted and opened.keep_length(size_bytes):
+            self._files[part] = opened
+
+    def get(self, part: int) -> OpenFile | None:
+        """Return the file of a part that is kept."""
+        return self._files.get(part)
+
+    def close(self) -> None:
+        """Let go of them. Who uses one meanwhile keeps it open until then."""
+        self._files.clear()
+        granted, self._granted = self._granted, 0
+        _descriptors.give(granted)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _DescriptorRoom:
+    """How many descriptors all loads of this process may keep open. Thread safe."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    def take(self, wanted: int) -> int:
+        """Return how many of so many may be kept."""
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with self._lock:
+            granted = wanted if most == resource.RLIM_INFINITY else max(min(most // 4 - self._taken, wanted), 0)
+            self._taken += granted
+        return granted
+
+    def give(self, granted: int) -> None:
+        """Take so many back."""
+        with self._lock:
+            self._taken -= granted
+
+
+_descriptors = _DescriptorRoom()

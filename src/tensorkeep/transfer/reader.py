@@ -127,7 +127,11 @@ def read_boxes(
         reads = load.plan(pieces)
     if mapped:
         load.laid = mapped
-    bad = load.run(reads, direct, deliver, landed, checks, carries)
+    try:
+        bad = load.run(reads, direct, deliver, landed, checks, carries)
+    finally:
+        if mapped:
+            mapped.kept.close()
     if mapped and verify == "off" and progress:
         progress(mapped.size_bytes)
     if not mapped:
