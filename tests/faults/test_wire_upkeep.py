@@ -17,10 +17,11 @@ from tensorkeep.store.reports import Version
 from tensorkeep.store.store import Store
 from tests.faults.store_world import GIB, give_spare, take_spare
 from tests.faults.wire_proxy import Fault
-from tests.faults.wire_world import MIB, Arrays, Wire, check_stored, in_time, same, weights
+from tests.faults.wire_world import IMPATIENT, LIMITS, MIB, Arrays, Wire, check_stored, in_time, same, weights
 
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
 CUT_OFF = Fault("reset", at=0.0, methods=METHODS, path="/", times=None)
+STANDS_STILL = Fault("stall", at=0.0, methods=METHODS, path="/", times=None)
 ANY_FIFTH = [
     replace(fault, methods=METHODS, path="/", times=None, chance=0.045)
     for fault in (Fault("cut"), Fault("reset", at=0.0), *(Fault("refuse", status=status) for status in (500, 503, 429)))
@@ -56,7 +57,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(wire: Wire, tmp_path: Path) -> Iterator[Scene]:
+def scene(request: pytest.FixtureRequest, wire: Wire, tmp_path: Path) -> Iterator[Scene]:
+    wire = replace(wire, limits=getattr(request, "param", LIMITS))
     prefix = f"upkeep-{next(_PREFIXES)}"
     with wire.open_store(tmp_path / "store") as store:
         store.devices.add("wire", wire.url(prefix), bandwidth=GIB)
@@ -96,15 +98,28 @@ VERBS: dict[str, Callable[[Scene], Any]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_verb_hangs_or_takes_a_store_that_is_cut_off_for_empty(scene: Scene, verb: str) -> None:
+    _check_verb(scene, verb, CUT_OFF)
+
+
+@pytest.mark.parametrize("scene", [IMPATIENT], indirect=True, ids=["impatient"])
+@pytest.mark.parametrize(
+    "verb", [verb if verb in ("verify", "drain") else pytest.param(verb, marks=pytest.mark.soak) for verb in VERBS]
+)
+def test_no_verb_hangs_or_takes_a_store_that_stands_still_for_empty(scene: Scene, verb: str) -> None:
+    """It takes connections and answers nothing: who asks it for each of many objects waits for each, unless he gives it up."""
+    _check_verb(scene, verb, STANDS_STILL)
+
+
+def _check_verb(scene: Scene, verb: str, fault: Fault) -> None:
     names = scene.names()
-    scene.wire.proxy.script(CUT_OFF)
+    scene.wire.proxy.script(fault)
     answer = in_time(lambda: VERBS[verb](scene))
     if verb == "load":
         assert not isinstance(answer, TensorkeepError), answer
         assert same(answer, scene.kept)
     if isinstance(answer, TensorkeepError):
-        # By its name or its URL; `policy` counts the devices that can be written now, and says how many they are.
-        assert verb == "policy" or "wire" in str(answer) or f"/{scene.prefix}?" in str(answer)
+        assert "wire" in str(answer) or f"/{scene.prefix}?" in str(answer), "by its name or its URL"
+        assert "device lost" not in str(answer) or "device lost wire" in str(answer)
         assert scene.wire.account.secret_key not in str(answer)
     elif hasattr(answer, "unreachable"):
         assert answer.unreachable == ("wire",)

@@ -35,6 +35,9 @@ MIB = 1 << 20
 LIMITS = RequestLimits(connect_s=5.0, small_s=2.0, large_s=3.0)
 """Deadlines of requests: long enough for a busy machine."""
 
+IMPATIENT = RequestLimits(connect_s=5.0, small_s=1.0, large_s=1.5)
+"""Where each request is to run into its deadline."""
+
 HANG_S = 120
 """Whoever has not returned by then hangs: far over every deadline here, on a busy machine too."""
 
@@ -71,6 +74,7 @@ class Wire:
     bucket: str
     proxy: WireProxy
     clock: HastyClock = field(default_factory=HastyClock)
+    limits: RequestLimits = LIMITS
 
     def runtime(self) -> Runtime:
         """Return a runtime that has the credentials and does not wait."""
@@ -81,7 +85,7 @@ class Wire:
         if not is_object_store_url(facts.url):
             return open_by_facts(facts, runtime)
         place = parse_object_store_url(facts.url)
-        return RetryDevice(ObjectStoreDevice(place, runtime=runtime, limits=LIMITS), runtime=runtime)
+        return RetryDevice(ObjectStoreDevice(place, runtime=runtime, limits=self.limits), runtime=runtime)
 
     def open_store(self, folder: Path) -> Store:
         """Return a store in a folder, made if it is not there, whose object stores have small deadlines."""

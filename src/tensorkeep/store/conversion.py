@@ -12,9 +12,9 @@ from functools import partial
 from tensorkeep.catalog.counting import count_copies, is_of_code
 from tensorkeep.catalog.protocol import DeviceHead, Location, ObjectKey, ShortObject
 from tensorkeep.catalog.rules import USABLE
-from tensorkeep.errors import PermissionDenied
+from tensorkeep.errors import PermissionDenied, Unavailable
 from tensorkeep.planning.policies import check_policy
-from tensorkeep.records.device import counted_devices
+from tensorkeep.records.device import DeviceFacts, counted_devices
 from tensorkeep.records.history import ModelFacts
 from tensorkeep.records.names import parse_model_name
 from tensorkeep.records.naming import ObjectKind
@@ -76,8 +76,7 @@ def set_policy(
     refuse_stale(context)
     model = None if name is None else get_model(context, parse_model_name(name))
     devices = counted_devices(context.catalog.list_devices())
-    # Those that can be written now: a policy that could not be kept is refused before anything owes it.
-    check_policy(policy, [share.zone for share in device_shares(context, devices, allow_soft=True)])
+    _check_can_be_kept(context, policy, devices)
     old = context.catalog.info().policy if model is None else model.policy
     tally, versions = _Tally(), 0
     if model is not None:
@@ -104,6 +103,22 @@ def set_policy(
         failed=tally.failed,
         seconds=context.runtime.clock.monotonic_s() - started_s,
     )
+
+
+def _check_can_be_kept(context: StoreContext, policy: Policy, devices: Sequence[DeviceFacts]) -> None:
+    """Return if the devices that can be written now can keep a policy: one that can't is refused before anything owes it."""
+    check_policy(policy, [facts.zone for facts in devices])
+    shares = device_shares(context, devices, allow_soft=True)
+    away = [m for m in context.fleet.members() if m.facts in devices and not m.writable]
+    if len(shares) < policy.slots and away:
+        names = [member.facts.name for member in away]
+        raise Unavailable(
+            f"{policy} needs {policy.slots} devices that can be written, and {', '.join(names)} can't be now: "
+            + "; ".join(str(member.problem) for member in away)
+            + f" (bring it back, or mark it with `tensorkeep device lost {names[0]}`)",
+            devices=names,
+        )
+    check_policy(policy, [share.zone for share in shares])
 
 
 def _write(context: StoreContext, model: ModelFacts | None, policy: Policy, heads: tuple[DeviceHead, ...]) -> int:

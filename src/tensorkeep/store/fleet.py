@@ -29,6 +29,12 @@ from tensorkeep.runtime import Runtime
 UNSEEN = "unseen_by_rebuild"
 """``reason`` of a device that was away when the catalog was rebuilt: what it holds is not in the catalog."""
 
+_SLOW_S = 1.0
+"""A device that takes longer to say that it can't be used is not asked again at once: who goes through many steps would wait at each."""
+
+_LEFT_ALONE_S = 10.0
+"""For how long at most it is left alone; else for as long as it has taken."""
+
 DeviceOpener = Callable[[DeviceFacts, Runtime], Device]
 
 
@@ -81,6 +87,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._opened: dict[_Handle, Device] = {}
         self._checked: set[str] = set()
+        self._silent: dict[str, tuple[float, TensorkeepError]] = {}  # until when it is left alone, and what it said
 
     def members(self, known: Sequence[DeviceFacts] | None = None) -> list[Member]:
         """Return every device that is not gone, opened and checked where that was not done.
@@ -139,11 +146,13 @@ class Fleet:
         """Check every identity again at its next use: disks come and go while a process lives."""
         with self._lock:
             self._checked.clear()
+            self._silent.clear()
 
     def forget(self, device_id: str) -> None:
         """Close what is known of a device, so that its next use opens and checks it again."""
         with self._lock:
             self._checked.discard(device_id)
+            self._silent.pop(device_id, None)
             for handle in [handle for handle in self._opened if handle.device == device_id]:
                 del self._opened[handle]
 
@@ -153,9 +162,13 @@ class Fleet:
             self._checked.discard(device_id)
 
     def _member(self, facts: DeviceFacts) -> Member:
+        started_s = self._runtime.clock.monotonic_s()
         with self._lock:
             device = self._opened.get(_handle(facts))
             checked = facts.id in self._checked
+            until_s, silence = self._silent.get(facts.id, (started_s, None))
+        if silence is not None and not checked and started_s < until_s:
+            return Member(facts, device, silence)
         try:
             if device is None:
                 device = self._opener(facts, self._runtime)
@@ -166,6 +179,10 @@ class Fleet:
                 with self._lock:
                     self._checked.add(facts.id)
         except TensorkeepError as error:
+            now_s = self._runtime.clock.monotonic_s()
+            if now_s - started_s > _SLOW_S:
+                with self._lock:
+                    self._silent[facts.id] = now_s + min(now_s - started_s, _LEFT_ALONE_S), error
             return Member(facts, device, error)
         return Member(facts, device, None)
 

@@ -149,7 +149,7 @@ def _check_devices(members: Sequence[Member], policy: Policy, options: PushOptio
     if unreachable and not options.allow_degraded:
         raise Unavailable(
             "; ".join(str(m.problem) for m in unreachable)
-            + " (bring it back, mark it with `tensorkeep device lost`, or push with --allow-degraded)",
+            + f" (bring it back, mark it with `tensorkeep device lost {unreachable[0].facts.name}`, or push with --allow-degraded)",
             devices=[m.facts.name for m in unreachable],
         )
     if len(unreachable) == len(members):

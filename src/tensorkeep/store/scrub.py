@@ -20,6 +20,7 @@ from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.json_text import format_time
 from tensorkeep.records.naming import ObjectKind, parse_physical_name
 from tensorkeep.runtime import Cancellation
+from tensorkeep.store.answering import Answering, answers
 from tensorkeep.store.checking import CHUNK_BYTES, check_copy
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fragments import object_bytes
@@ -153,6 +154,7 @@ class _DeviceScrub:
         self._bucket = open_bucket(rate_limit, context.runtime.clock)
         self._counter = counter
         self._stop = stop
+        self._answering = Answering(device)
         self._found = _Found()
         self._orphans = 0
 
@@ -163,7 +165,9 @@ class _DeviceScrub:
         try:
             pages = self._deep_pages() if self._state.depth == "deep" else self._light_pages()
             for after, objects, page in pages:
-                complete = not page.unread or (len(page.unread) <= _UNREADABLE and self._answers())
+                complete = not self._answering.is_given_up and (
+                    not page.unread or (len(page.unread) <= _UNREADABLE and answers(self._device))
+                )
                 self._keep(page, after, objects, advance=complete)
                 if not complete:
                     break  # the device may be going: what is left is for the next scrub
@@ -212,13 +216,6 @@ class _DeviceScrub:
                 kept.append((number, problem))
         page.bad_rows, page.bad = [number for number, _ in kept], [problem for _, problem in kept]
 
-    def _answers(self) -> bool:
-        """Whether the device still answers: then what can't be read of it is the object's trouble."""
-        try:
-            return self._device.read_identity() is not None
-        except TensorkeepError:
-            return False
-
     # ---------------------------------------------------------------- deep
 
     def _deep_pages(self) -> Iterator[tuple[int, int, _Found]]:
@@ -238,9 +235,14 @@ class _DeviceScrub:
     def _read_lane(self, rows: Sequence[Location]) -> _Found:
         found = _Found()
         scratch = allocate(CHUNK_BYTES)
-        for row in rows:
+        for number, row in enumerate(rows):
             self._stop.check()
             drop_cached(self._device, row.name)
+            if self._answering.is_given_up:
+                what = f"{len(rows) - number} objects"
+                detail = f"the device answers no more; not looked at are {what}, and what comes after them"
+                found.unread.append(Problem("unreachable", what, detail, device=self._facts.name))
+                break
             problem = self._ask(row, partial(check_copy, self._device, row, scratch, before=self._take))
             self._note(found, row, problem)
             found.bytes += row.length
@@ -249,14 +251,16 @@ class _DeviceScrub:
 
     def _judge_unreadable(self, page: _Found) -> None:
         """Call copies bad that can't be read twice, though their device answers: a sector of the disk is. Few: else it is the device."""
-        if not page.unreadable or len(page.unreadable) > _UNREADABLE or not self._answers():
+        if not page.unreadable or len(page.unreadable) > _UNREADABLE or self._answering.is_given_up:
+            return
+        if not answers(self._device):
             return
         scratch = allocate(CHUNK_BYTES)
         for row in page.unreadable:
             try:
                 check_copy(self._device, row, scratch, before=self._take)
             except Unavailable as error:
-                if self._answers():
+                if answers(self._device):
                     detail = f"it can't be read, twice: {error.message}"
                     page.bad.append(Problem("corrupt", row.name, detail, device=self._facts.name))
                     page.bad_rows.append(row.id)
@@ -282,6 +286,8 @@ class _DeviceScrub:
             page = _Found()
             checked = [row for row in before if row.state in _CHECKED]
             for row in checked:
+                if self._answering.is_given_up:
+                    break
                 problem = self._ask(row, partial(self._check_listed, row, listed))
                 self._note(page, row, problem)
             known = {row.name for row in self._context.catalog.list_named(self._facts.id, kind, first, last)}
@@ -314,7 +320,9 @@ class _DeviceScrub:
         except Integrity as error:
             return Problem("corrupt", row.name, error.message, device=self._facts.name)
         except TensorkeepError as error:
+            self._answering.failed()
             return Problem("unreachable", row.name, error.message, device=self._facts.name)
+        self._answering.answered()
         return None
 
     def _note(self, found: _Found, row: Location, problem: Problem | None) -> None:

@@ -11,6 +11,7 @@ from tensorkeep.records.device import IDENTITY_NAME, is_gone
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.runtime import Cancellation
+from tensorkeep.store.answering import Answering
 from tensorkeep.store.checking import CHUNK_BYTES, check_copy
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fleet import Member
@@ -30,14 +31,17 @@ class _Findings:
     good: list[Location] = field(default_factory=list)
     bad: list[tuple[Location, str, str]] = field(default_factory=list)
     unread: list[tuple[Location, str]] = field(default_factory=list)
+    unasked: list[Location] = field(default_factory=list)
     bytes: int = 0
 
 
 def verify_store(context: StoreContext, progress: ProgressCallback | None) -> VerifyReport:
     """Return what is wrong in the whole store: every object, identity and journal entry on every device, and the catalog."""
     started_s = context.runtime.clock.monotonic_s()
+    context.fleet.recheck()
     locations = [loc for loc in _iter_locations(context) if loc.state in ("live", "stored", "bad")]
     problems, findings = _read_all(context, locations, progress)
+    context.fleet.recheck()  # not `forget`: its handle knows whether an fsync failed in this process
     for member in context.fleet.members():
         problems += _check_device(context, member)
     problems += [Problem("catalog", "catalog", detail) for detail in context.catalog.check()]
@@ -48,6 +52,7 @@ def verify_store(context: StoreContext, progress: ProgressCallback | None) -> Ve
 def verify_version(context: StoreContext, version: VersionFacts, progress: ProgressCallback | None) -> VerifyReport:
     """Return what is wrong with one version: every copy of its parts, manifest, checks and record."""
     started_s = context.runtime.clock.monotonic_s()
+    context.fleet.recheck()
     keys = [key for key, _ in context.catalog.version_objects(version.id)]
     found = context.catalog.locate(keys)
     problems, findings = _read_all(context, [loc for key in keys for loc in found.get(key, [])], progress)
@@ -88,27 +93,36 @@ def _read_all(
         for device_id, rows in by_device.items():
             if device_id in readable:
                 lanes = [rows[lane::_READERS_A_DEVICE] for lane in range(_READERS_A_DEVICE)]
-                tasks += [pool.submit(_read_lane, readable[device_id], lane, count) for lane in lanes]
+                answering = Answering(readable[device_id])
+                tasks += [pool.submit(_read_lane, readable[device_id], lane, count, answering) for lane in lanes]
             elif device_id in active:
-                problems.append(_unreachable(names[device_id], rows))
-                findings.unread += [(row, "the device can't be reached") for row in rows]
+                problems.append(_unreachable(names[device_id], rows, "the device can't be reached; it held"))
         for task in tasks:
             part: _Findings = task.result()
             findings.good += part.good
             findings.bad += part.bad
             findings.unread += part.unread
+            findings.unasked += part.unasked
             findings.bytes += part.bytes
     if not context.read_only:
         context.catalog.record_checked(
             good=[loc.id for loc in findings.good], bad=[loc.id for loc, _, _ in findings.bad]
         )
+    for device_id in {location.device for location in findings.unasked}:
+        rows = [location for location in findings.unasked if location.device == device_id]
+        problems.append(_unreachable(names[device_id], rows, "the device answers no more; not looked at are"))
     return problems + _problems_of(findings, names), findings
 
 
-def _read_lane(device: Device, locations: Sequence[Location], count: Callable[[int], None]) -> _Findings:
+def _read_lane(
+    device: Device, locations: Sequence[Location], count: Callable[[int], None], answering: Answering
+) -> _Findings:
     findings = _Findings()
     scratch = allocate(CHUNK_BYTES)
-    for location in locations:
+    for number, location in enumerate(locations):
+        if answering.is_given_up:
+            findings.unasked += locations[number:]
+            break
         try:
             check_copy(device, location, scratch)
             findings.good.append(location)
@@ -118,6 +132,9 @@ def _read_lane(device: Device, locations: Sequence[Location], count: Callable[[i
             findings.bad.append((location, "corrupt", error.message))
         except TensorkeepError as error:
             findings.unread.append((location, error.message))
+            answering.failed()
+        else:
+            answering.answered()
         findings.bytes += location.length
         count(location.length)
     return findings
@@ -132,22 +149,17 @@ def _problems_of(findings: _Findings, names: dict[str, str]) -> list[Problem]:
         Problem(kind, location.name, detail, device=names[location.device], lost=location.key not in good)
         for location, kind, detail in findings.bad
     ]
-    unread = [(location, detail) for location, detail in findings.unread if detail != "the device can't be reached"]
     return problems + [
         Problem("unreachable", location.name, detail, device=names[location.device], lost=location.key not in good)
-        for location, detail in unread
+        for location, detail in findings.unread
     ]
 
 
-def _unreachable(name: str, rows: Sequence[Location]) -> Problem:
+def _unreachable(name: str, rows: Sequence[Location], why: str) -> Problem:
     size = sum(row.length for row in rows)
     parts = sum(row.key.kind is ObjectKind.PART for row in rows)
-    return Problem(
-        "unreachable",
-        f"{len(rows)} objects",
-        f"the device can't be reached; it held {len(rows)} objects ({parts} parts), {size} bytes",
-        device=name,
-    )
+    what = f"{len(rows)} objects"
+    return Problem("unreachable", what, f"{why} {what} ({parts} parts), {size} bytes", device=name)
 
 
 def _check_device(context: StoreContext, member: Member) -> list[Problem]:
@@ -156,10 +168,8 @@ def _check_device(context: StoreContext, member: Member) -> list[Problem]:
         return [Problem("identity", IDENTITY_NAME, str(member.problem), device=name)]
     problems = []
     try:
-        context.fleet.recheck()  # not `forget`: its handle knows whether an fsync failed in this process
-        again = next(m for m in context.fleet.members() if m.facts.id == member.facts.id)
-        if again.problem is not None:
-            problems.append(Problem("identity", IDENTITY_NAME, again.problem.message, device=name))
+        if member.problem is not None:
+            problems.append(Problem("identity", IDENTITY_NAME, member.problem.message, device=name))
         problems += check_journal(context, member.facts, member.device)
     except TensorkeepError as error:
         problems.append(Problem("unreachable", "journal", error.message, device=name))

@@ -2,24 +2,30 @@
 
 from tensorkeep.catalog.protocol import JournalRow
 from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import Format, TensorkeepError
+from tensorkeep.errors import Format, Integrity, NotFound, TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.digest import blake3_256
 from tensorkeep.records.history import Snapshot, decode_entry
 from tensorkeep.records.naming import JournalName, parse_physical_name
+from tensorkeep.store.answering import Answering
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import Problem
 
 
 def check_journal(context: StoreContext, facts: DeviceFacts, device: Device) -> list[Problem]:
-    """Return what is wrong with the journal on a device: damaged entries, and entries that are missing."""
+    """Return what is wrong with the journal on a device: damaged entries, and entries that are missing.
+
+    Raises:
+        Unavailable: the device does not answer, or no more.
+    """
+    answering = Answering(device)
     problems: list[Problem] = []
     whole: set[tuple[int, str]] = set()
     for info in device.iter_objects("journal/"):
         name = parse_physical_name(info.name)
         if not isinstance(name, JournalName):
             continue
-        detail = _find_damage(device, info.name, name)
+        detail = _find_damage(device, info.name, name, answering)
         if detail is None:
             whole.add((name.seq, name.digest.hex()))
         else:
@@ -44,11 +50,17 @@ def _owed_rows(context: StoreContext, facts: DeviceFacts) -> list[JournalRow]:
     return rows[snapshots[-1] :] if snapshots else rows
 
 
-def _find_damage(device: Device, physical: str, name: JournalName) -> str | None:
+def _find_damage(device: Device, physical: str, name: JournalName, answering: Answering) -> str | None:
     try:
         data = device.read(physical)
-    except TensorkeepError as error:
+    except (NotFound, Integrity) as error:
         return error.message
+    except TensorkeepError as error:
+        answering.failed()
+        if answering.is_given_up:
+            raise
+        return error.message
+    answering.answered()
     if blake3_256(data) != name.digest:
         return "its bytes do not have its digest"
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from tensorkeep.devices.forwarding import mappable
+from tensorkeep.devices.forwarding import innermost, mappable
 from tensorkeep.devices.protocol import FileIdentity, MappableDevice, OpenFile
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.planning.map_plan import Lay, Unmapped, Wanted, plan_mapping
@@ -147,6 +147,7 @@ def map_tensors(
     ``keeps``: whether files stay open to be verified, as far as there is room.
     """
     devices = {id_: found for id_, device in parts.devices.items() if (found := mappable(device)) is not None}
+    bare = {id_ for id_, device in parts.devices.items() if innermost(device) is device}
     wanted = _wanted(tensors, pieces)
     needs: dict[int, int] = {}
     for tensor in wanted:
@@ -173,7 +174,7 @@ def map_tensors(
         refused: dict[int, Unmapped] = dict.fromkeys(plan.places, "refused")
         return MappedTensors(MappedRange(0), wanted, {}, (), {}, {}, KeptFiles(0), {}, {**plan.unmapped, **refused})
     kept = KeptFiles(len(plan.lays) if keeps else 0)
-    files, broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices, kept)
+    files, broken = _lay_all(area, plan.lays, {part: chosen[part] for part in aligned}, devices, kept, bare)
     lost = {
         number
         for number in (plan.places if broken else ())
@@ -214,8 +215,12 @@ def _lay_all(
     sources: Mapping[int, PartSource],
     devices: Mapping[str, MappableDevice],
     kept: "KeptFiles",
+    bare: Container[str],
 ) -> tuple[dict[int, FileIdentity], set[int]]:
-    """Lay files; return which one each part is in, and the parts for which that failed."""
+    """Lay files; return which one each part is in, and the parts for which that failed.
+
+    Those on ``bare`` devices are kept: whoever wraps one is asked for what is verified.
+    """
     files: dict[int, FileIdentity] = {}
     broken: set[int] = set()
     for lay in lays:
@@ -227,7 +232,8 @@ def _lay_all(
             if opened is None:
                 size = source.offset + source.length + source.tail_bytes
                 opened = devices[source.device].open_to_map(source.name, size)
-                kept.keep(lay.part, opened, size)
+                if source.device in bare:
+                    kept.keep(lay.part, opened, size)
             area.lay_file(lay.at, opened.descriptor, source.offset + lay.start, lay.length)
             if files.setdefault(lay.part, file := opened.file_identity()) != file:  # replaced between two of its lays
                 broken.add(lay.part)
