@@ -9,7 +9,7 @@ export PATH="$PATH:/usr/sbin:/sbin" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT
 kind=${1:-runtime}
 case $kind in
 runtime) wanted=(-e .) extra=(safetensors) commands=() ;;
-dev) wanted=(-e ".[dev]") extra=() commands=(jq zstd) ;;
+dev) wanted=(-e ".[dev]") extra=() commands=(jq strace zstd) ;;
 *) echo "usage: scripts/setup.sh runtime|dev" >&2 && exit 2 ;;
 esac
 # The root-marked tests make file systems of their own; they are left out when not root, and so are their tools. So are, when
