@@ -10,7 +10,7 @@ in the strongest: so no transaction has one foot in the old catalog and one in t
 """
 
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -142,8 +142,10 @@ os.register_at_fork(after_in_child=_forget_sessions)
 
 def connect(url: PostgresUrl, driver: Any) -> "psycopg.Connection[Any]":
     """Return a new session of the server, every statement of which commits by itself."""
+    from tensorkeep.catalog.postgres_watch import WatchedConnection  # noqa: PLC0415 - as the driver
+
     words = driver.conninfo.conninfo_to_dict(url.connection)
-    return cast("psycopg.Connection[Any]", driver.connect(**{**_DEFAULTS, **words}, autocommit=True))
+    return WatchedConnection.connect(**{**_DEFAULTS, **words}, autocommit=True)
 
 
 def import_driver() -> Any:

@@ -128,7 +128,7 @@ def translate_error(error: BaseException, path: str) -> TensorkeepError:
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
             return PermissionDenied(f"the catalog {path} can't be written: {said}", path=path)
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return Integrity(f"the catalog {path} is damaged: {said}; {_REMEDY}", path=path)
+            return _disk_error(path) or Integrity(f"the catalog {path} is damaged: {said}; {_REMEDY}", path=path)
         case sqlite3.SQLITE_CANTOPEN:
             return _cannot_open(path, said)
         case sqlite3.SQLITE_IOERR:
@@ -229,8 +229,10 @@ def _begin(connection: Connection) -> None:
 def _identity(path: str) -> tuple[int, int, int]:
     try:
         found = os.stat(path)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"the catalog {path} is gone: {_REMEDY}", path=path) from error
+    except OSError as error:
+        raise translate_os_error(error, path) from error
     return os.getpid(), found.st_dev, found.st_ino
 
 
@@ -241,11 +243,27 @@ def _check_file(path: str) -> None:
         raise NotFound(f"there is no catalog {path}: {_REMEDY}", path=path) from error
     except PermissionError as error:
         raise PermissionDenied(f"the catalog {path} can't be reached: {error}", path=path) from error
+    except OSError as error:
+        raise translate_os_error(error, path) from error
     if not stat.S_ISREG(found.st_mode):
         raise InvalidInput(f"the catalog {path} is no regular file", path=path)
 
 
 def _cannot_open(path: str, said: str) -> TensorkeepError:
-    if not os.path.exists(path):
-        return NotFound(f"the catalog {path} is gone: {_REMEDY}", path=path)
+    if (error := _disk_error(path)) is not None:
+        return error
     return PermissionDenied(f"the catalog {path}, or the journal beside it, can't be opened: {said}", path=path)
+
+
+def _disk_error(path: str) -> TensorkeepError | None:
+    """Return why the file itself can't be read: SQLite calls much of it by other names; None: it can."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        return NotFound(f"the catalog {path} is gone: {_REMEDY}", path=path)
+    except PermissionError:
+        return None
+    except OSError as error:
+        return translate_os_error(error, path)
+    return None

@@ -66,7 +66,8 @@ class FolderPlace:
 
     def has_catalog(self, runtime: Runtime) -> bool:  # noqa: ARG002 - the protocol's
         """Return whether the catalog's file is there."""
-        return (self.folder / CATALOG_FILE).exists()
+        with _translated(self.folder):
+            return (self.folder / CATALOG_FILE).exists()
 
     def may_write(self, runtime: Runtime) -> bool:  # noqa: ARG002 - the protocol's
         """Return whether the folder and the catalog in it can be written: SQLite needs both."""

@@ -21,11 +21,11 @@ from tensorkeep.records.naming import ObjectKind, VersionName, parse_physical_na
 from tensorkeep.records.redundancy import ErasureCoded, Policy, Replicas, fragment_bytes, parse_form
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.fragments import code_of, held_part
-from tensorkeep.store.journal import new_ulid
 from tensorkeep.store.object_writer import NewObject, ObjectWriter
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_target import device_shares
 from tensorkeep.store.reports import ProgressCallback
+from tensorkeep.store.sessions import new_session
 from tensorkeep.store.structure import read_object
 
 _PAGE = 2000
@@ -101,13 +101,11 @@ def writing_copies(context: StoreContext, *, down: Sequence[str]) -> Iterator[Ob
 
     Copies on soft devices count as in the versions that have them; where new ones go is for the caller to choose.
     """
-    session = new_ulid(context.runtime)
-    context.catalog.begin_push(session, now=context.runtime.clock.now())
-    try:
-        with ObjectWriter(context, session, down=down, allow_soft=True, allow_degraded=True, read_back=True) as writer:
-            yield writer
-    finally:
-        context.catalog.end_push(session)
+    with (
+        new_session(context) as session,
+        ObjectWriter(context, session, down=down, allow_soft=True, allow_degraded=True, read_back=True) as writer,
+    ):
+        yield writer
 
 
 def settle_states(context: StoreContext, keys: Sequence[ObjectKey]) -> None:

@@ -15,7 +15,7 @@ from tensorkeep.records.names import parse_model_name
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import ErasureCoded, Policy
 from tensorkeep.store.context import StoreContext
-from tensorkeep.store.journal import flush_journal, new_ulid, refuse_stale
+from tensorkeep.store.journal import flush_journal, refuse_stale
 from tensorkeep.store.object_writer import ObjectWriter
 from tensorkeep.store.progress import ByteProgress
 from tensorkeep.store.push_commit import PushWork
@@ -25,6 +25,7 @@ from tensorkeep.store.push_read import ARENA_BYTES, read_sources
 from tensorkeep.store.push_target import PushOptions, find_target, open_base, zone_warnings
 from tensorkeep.store.reports import ProgressCallback, PushReport, Version
 from tensorkeep.store.revisions import describe_version
+from tensorkeep.store.sessions import new_session
 from tensorkeep.store.sources import open_sources
 from tensorkeep.store.stat_cache import StatCache
 
@@ -62,10 +63,8 @@ def push(
         cache=None if options.rehash else cache,
     )
     failpoints.hit("push.planned")
-    session = new_ulid(context.runtime)
-    context.catalog.begin_push(session, now=context.runtime.clock.now())
-    failpoints.hit("push.session_begun")
-    try:
+    with new_session(context) as session:
+        failpoints.hit("push.session_begun")
         with (
             ObjectWriter(
                 context,
@@ -89,8 +88,6 @@ def push(
             )
             assembled = assemble_version(plan, result, base)
             version, created, seq = work.conclude(assembled, result)
-    finally:
-        context.catalog.end_push(session)
     flush_journal(
         context.catalog,
         context.fleet,
