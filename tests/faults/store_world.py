@@ -3,9 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +17,16 @@ from safetensors.numpy import save_file
 import tensorkeep
 from tensorkeep.catalog.protocol import Location, ObjectKey
 from tensorkeep.devices import local_path
+from tensorkeep.devices.conformance import check_place
 from tensorkeep.devices.object_names import FIXED_FOLDERS
 from tensorkeep.devices.protocol import Device
+from tensorkeep.records.conformance import CheckForm
+from tensorkeep.records.conformance_report import ConformanceReport
 from tensorkeep.records.device import IDENTITY_NAME, DeviceFacts
 from tensorkeep.records.naming import parse_physical_name
 from tensorkeep.records.redundancy import Replicas
 from tensorkeep.runtime import Failpoints, Runtime
+from tensorkeep.store import device_admin
 from tensorkeep.store.fleet import DeviceOpener, open_by_facts
 from tensorkeep.store.opening import open_store
 from tensorkeep.store.store import Store
@@ -35,6 +42,9 @@ _SPARE: list[Path] = []
 
 _MADE: list["World"] = []
 """Worlds that were made and not ended."""
+
+_FOUND: dict[tuple[object, ...], ConformanceReport] = {}
+"""What the check of a place found, by file system or bucket."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -97,8 +107,9 @@ class World:
         if self.database:
             tensorkeep.init(self.database, replicas=self.replicas).close()
         store = self.open()
-        for name in self.names:
-            store.devices.add(name, str(self.place(name)), bandwidth=GIB)  # given, so that nobody measures
+        with known_places():
+            for name in self.names:
+                store.devices.add(name, str(self.place(name)), bandwidth=GIB)  # given, so that nobody measures
         return store
 
     def open(
@@ -197,6 +208,30 @@ class World:
                 if physical != IDENTITY_NAME and not physical.startswith("journal/"):
                     found.add((name, physical))
         return found
+
+
+@contextmanager
+def known_places() -> Iterator[None]:
+    """Have devices that are added be taken for what the first one on the same file system, or in the same bucket, was found to be.
+
+    To ask each for what it can do takes longer than most tests do; `tests/unit/store/test_device_check.py` and others ask.
+    """
+
+    def check(
+        url: str, *, runtime: Runtime, form: CheckForm, name: str | None = None, **words: Any
+    ) -> ConformanceReport:
+        parts = urlsplit(url)
+        where = os.stat(Path(local_path(url)).parent).st_dev if parts.scheme == "file" else (parts.netloc, parts.query)
+        key = (parts.scheme, where, form, *sorted(words.items()))
+        if key not in _FOUND:
+            report = check_place(url, runtime=runtime, form=form, name=name, **words)
+            if not report.ok:
+                return report
+            _FOUND[key] = report
+        return replace(_FOUND[key], name=name, url=url)
+
+    with patch.object(device_admin, "check_place", check):
+        yield
 
 
 def take_spare(place: Path) -> None:

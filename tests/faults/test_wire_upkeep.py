@@ -15,7 +15,7 @@ import pytest
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.store.reports import Version
 from tensorkeep.store.store import Store
-from tests.faults.store_world import GIB, give_spare, take_spare
+from tests.faults.store_world import GIB, give_spare, known_places, take_spare
 from tests.faults.wire_proxy import Fault
 from tests.faults.wire_world import IMPATIENT, LIMITS, MIB, Arrays, Wire, check_stored, in_time, same, weights
 
@@ -61,10 +61,11 @@ def scene(request: pytest.FixtureRequest, wire: Wire, tmp_path: Path) -> Iterato
     wire = replace(wire, limits=getattr(request, "param", LIMITS))
     prefix = f"upkeep-{next(_PREFIXES)}"
     with wire.open_store(tmp_path / "store") as store:
-        store.devices.add("wire", wire.url(prefix), bandwidth=GIB)
-        for name in ("d0", "d1"):
-            take_spare(tmp_path / name)
-            store.devices.add(name, str(tmp_path / name), bandwidth=GIB)
+        with known_places():
+            store.devices.add("wire", wire.url(prefix), bandwidth=GIB)
+            for name in ("d0", "d1"):
+                take_spare(tmp_path / name)
+                store.devices.add(name, str(tmp_path / name), bandwidth=GIB)
         kept = weights(1)
         store.push(kept, "kept", part_size=MIB, replicas=2)
         store.push(kept, "twin", part_size=MIB, replicas=2)
