@@ -14,10 +14,11 @@ import pytest
 from tensorkeep.devices.forwarding import ForwardingDevice
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import Unavailable
-from tensorkeep.records.device import DeviceFacts
+from tensorkeep.records.device import DeviceFacts, DeviceIdentity
 from tensorkeep.runtime import Runtime
+from tensorkeep.store import fleet
 from tensorkeep.store.answering import GIVE_UP_AFTER
-from tensorkeep.store.fleet import Fleet, open_by_facts
+from tensorkeep.store.fleet import open_by_facts
 from tensorkeep.testing.devices import FaultyDevice
 from tests.faults.store_world import MIB, World, assert_clean, locations
 
@@ -157,16 +158,16 @@ def test_who_is_slow_to_say_that_it_cannot_be_used_is_left_alone_for_a_while(
     store = world.create()
     context = store._context
     clock = SlowToFail(takes_s)
-    check = Fleet._check_identity
+    read = fleet._read_identity
 
-    def check_slowly(fleet: Fleet, facts: DeviceFacts, device: Device) -> None:
+    def read_slowly(facts: DeviceFacts, device: Device) -> DeviceIdentity:
         if facts.name == "d1":
             clock.asked += 1
             clock.now_s += clock.takes_s
             raise Unavailable("it is away")
-        check(fleet, facts, device)
+        return read(facts, device)
 
-    monkeypatch.setattr(Fleet, "_check_identity", check_slowly)
+    monkeypatch.setattr(fleet, "_read_identity", read_slowly)
     monkeypatch.setattr(type(context.runtime.clock), "monotonic_s", lambda _: clock.now_s)
     context.fleet.recheck()
     for _ in range(5):

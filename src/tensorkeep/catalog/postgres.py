@@ -127,7 +127,7 @@ def open_database(
         name=url.shown,
         read_only=read_only,
         translate=errors.translate,
-        retries=ServerRetries(runtime, errors.classify),
+        retries=ServerRetries(runtime, errors.classify, url.shown),
     )
 
 

@@ -77,9 +77,10 @@ class NoRetries:
 
 
 class ServerRetries:
-    """PostgreSQL: see the module. ``classify`` says what an error of the driver means."""
+    """PostgreSQL: see the module. ``classify`` says what an error of the driver means, ``name`` what messages call the catalog."""
 
-    def __init__(self, runtime: Runtime, classify: Callable[[BaseException], Loss | None]) -> None:
+    def __init__(self, runtime: Runtime, classify: Callable[[BaseException], Loss | None], name: str = "") -> None:
+        self._name = name
         self._clock = runtime.clock
         self._randomness = runtime.randomness
         self._classify = classify
@@ -93,7 +94,7 @@ class ServerRetries:
     ) -> Answer:
         """Return an attempt's answer."""
         races = losses = 0
-        began_s = self._clock.monotonic_s()
+        first_loss_s: float | None = None
         while True:
             state = Attempt()
             try:
@@ -106,11 +107,13 @@ class ServerRetries:
                 loss = self._classify(error.orig or error)
                 races += loss == "race"
                 losses += loss == "connection"
-                if loss is None or races > RACES or self._clock.monotonic_s() - began_s > PATIENCE_S:
-                    raise
                 if loss == "connection" and state.committing and not repeatable and self._has_happened(state, connect):
                     answer: Answer = state.answer
                     return answer
+                now_s = self._clock.monotonic_s()
+                first_loss_s = now_s if first_loss_s is None else first_loss_s
+                if loss is None or races > RACES or now_s - first_loss_s > PATIENCE_S:
+                    raise
             self._pause(races + losses)
 
     def transaction_number(self, connection: Connection) -> str | None:
@@ -139,7 +142,7 @@ class ServerRetries:
                 return bool(status == "committed")
             self._pause(tries)
         raise Unavailable(
-            "the connection to the catalog was lost while it committed, and nobody could be asked what became of it: "
+            f"the connection to the catalog {self._name} was lost while it committed, and nobody could be asked what became of it: "
             "look whether the change is there before you repeat it",
             reason="unknown_outcome",
         )

@@ -9,6 +9,7 @@ import errno
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -39,6 +40,11 @@ _REMEDY = "run `tensorkeep rebuild-catalog`, which reads everything back from th
 _IDENTITY = "tensorkeep_identity"
 _COMPILED: dict[Any, Any] = {}
 """Statements as SQLite spells them, for every catalog that this process opens."""
+
+_LOOKED_AT: dict[tuple[int, int], int] = {}
+"""Descriptors of catalogs that SQLite could not read; see `_disk_error`."""
+
+_LOOKING = threading.Lock()
 
 _COMPANIONS = ("-journal", "-wal", "-shm")
 
@@ -256,10 +262,18 @@ def _cannot_open(path: str, said: str) -> TensorkeepError:
 
 
 def _disk_error(path: str) -> TensorkeepError | None:
-    """Return why the file itself can't be read: SQLite calls much of it by other names; None: it can."""
+    """Return why the file itself can't be read: SQLite calls much of it by other names; None: it can.
+
+    The descriptors that read are never closed: that would take away all locks that SQLite has on the file in this process.
+    Source: https://www.sqlite.org/howtocorrupt.html, 2.2.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:
-            file.read(1)
+        found = os.stat(path)
+        file = found.st_dev, found.st_ino
+        with _LOOKING:
+            if file not in _LOOKED_AT:
+                _LOOKED_AT[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.pread(_LOOKED_AT[file], 1, 0)
     except (FileNotFoundError, NotADirectoryError):
         return NotFound(f"the catalog {path} is gone: {_REMEDY}", path=path)
     except PermissionError:

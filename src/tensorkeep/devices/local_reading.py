@@ -235,6 +235,7 @@ class _OpenFile:
         self._size = 0
         self._identity: FileIdentity = (0, 0)
         self._is_kept = False
+        self._keeper = 0
 
     def open(self) -> int:
         """Open it, and return its size in bytes."""
@@ -271,7 +272,7 @@ class _OpenFile:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             with suppress(OSError):  # all that was asked for has been read
-                if self._is_kept:
+                if self._is_kept and self._keeper == os.getpid():  # what a child inherits is its parent's to give back
                     self._system.release_length(descriptor)
             with suppress(OSError):
                 self._system.close(descriptor)
@@ -283,7 +284,7 @@ class _OpenFile:
         try:
             descriptor = self._open()
             self._system.keep_length(descriptor)
-            self._is_kept = True
+            self._is_kept, self._keeper = True, os.getpid()
             return self._system.fstat(descriptor).st_size >= size_bytes  # asked anew: it may have been cut before
         except (OSError, TensorkeepError):
             return False  # reading it says why

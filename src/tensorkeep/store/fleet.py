@@ -162,12 +162,11 @@ class Fleet:
             self._checked.discard(device_id)
 
     def _member(self, facts: DeviceFacts) -> Member:
-        started_s = self._runtime.clock.monotonic_s()
         with self._lock:
             device = self._opened.get(_handle(facts))
             checked = facts.id in self._checked
-            until_s, silence = self._silent.get(facts.id, (started_s, None))
-        if silence is not None and not checked and started_s < until_s:
+            until_s, silence = self._silent.get(facts.id, (0.0, None))
+        if silence is not None and not checked and self._runtime.clock.monotonic_s() < until_s:
             return Member(facts, device, silence)
         try:
             if device is None:
@@ -175,19 +174,27 @@ class Fleet:
                 with self._lock:
                     device = self._opened.setdefault(_handle(facts), device)
             if not checked:
-                self._check_identity(facts, device)
+                self._check_identity(facts, self._ask_identity(facts, device))
                 with self._lock:
                     self._checked.add(facts.id)
+                    self._silent.pop(facts.id, None)
+        except TensorkeepError as error:
+            return Member(facts, device, error)
+        return Member(facts, device, None)
+
+    def _ask_identity(self, facts: DeviceFacts, device: Device) -> DeviceIdentity:
+        """Return a device's identity; remember for a while that it was slow to say that it has none to give."""
+        started_s = self._runtime.clock.monotonic_s()
+        try:
+            return _read_identity(facts, device)
         except TensorkeepError as error:
             now_s = self._runtime.clock.monotonic_s()
             if now_s - started_s > _SLOW_S:
                 with self._lock:
                     self._silent[facts.id] = now_s + min(now_s - started_s, _LEFT_ALONE_S), error
-            return Member(facts, device, error)
-        return Member(facts, device, None)
+            raise
 
-    def _check_identity(self, facts: DeviceFacts, device: Device) -> None:
-        identity = _read_identity(facts, device)
+    def _check_identity(self, facts: DeviceFacts, identity: DeviceIdentity) -> None:
         info = self._catalog.info()
         self._check_same(facts, identity, info.store)
         if identity.epoch < info.epoch:

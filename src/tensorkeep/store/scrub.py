@@ -316,8 +316,10 @@ class _DeviceScrub:
         try:
             check()
         except NotFound as error:
+            self._answering.answered()
             return Problem("missing", row.name, error.message, device=self._facts.name)
         except Integrity as error:
+            self._answering.answered()
             return Problem("corrupt", row.name, error.message, device=self._facts.name)
         except TensorkeepError as error:
             self._answering.failed()

@@ -128,8 +128,10 @@ def _read_lane(
             findings.good.append(location)
         except NotFound as error:
             findings.bad.append((location, "missing", error.message))
+            answering.answered()
         except Integrity as error:
             findings.bad.append((location, "corrupt", error.message))
+            answering.answered()
         except TensorkeepError as error:
             findings.unread.append((location, error.message))
             answering.failed()

@@ -2,7 +2,7 @@
 
 from tensorkeep.catalog.protocol import JournalRow
 from tensorkeep.devices.protocol import Device
-from tensorkeep.errors import Format, Integrity, NotFound, TensorkeepError
+from tensorkeep.errors import Format, Integrity, NotFound, TensorkeepError, Unavailable
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.digest import blake3_256
 from tensorkeep.records.history import Snapshot, decode_entry
@@ -16,7 +16,7 @@ def check_journal(context: StoreContext, facts: DeviceFacts, device: Device) -> 
     """Return what is wrong with the journal on a device: damaged entries, and entries that are missing.
 
     Raises:
-        Unavailable: the device does not answer, or no more.
+        Unavailable: the device does not list it.
     """
     answering = Answering(device)
     problems: list[Problem] = []
@@ -25,7 +25,10 @@ def check_journal(context: StoreContext, facts: DeviceFacts, device: Device) -> 
         name = parse_physical_name(info.name)
         if not isinstance(name, JournalName):
             continue
-        detail = _find_damage(device, info.name, name, answering)
+        try:
+            detail = _find_damage(device, info.name, name, answering)
+        except Unavailable as error:
+            return [*problems, Problem("unreachable", "journal", error.message, device=facts.name)]
         if detail is None:
             whole.add((name.seq, name.digest.hex()))
         else:
@@ -58,7 +61,7 @@ def _find_damage(device: Device, physical: str, name: JournalName, answering: An
     except TensorkeepError as error:
         answering.failed()
         if answering.is_given_up:
-            raise
+            raise Unavailable(f"the device answers no more: {error.message}", device=device.url) from error
         return error.message
     answering.answered()
     if blake3_256(data) != name.digest:

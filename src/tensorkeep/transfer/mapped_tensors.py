@@ -5,6 +5,7 @@ where it lies (`MappedTensors.look`), in the same run that reads what could not 
 out from under the tensors (`MappedTensors.replace`) and a good one read into its place.
 """
 
+import os
 import resource
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 _USUAL_MOST_MAPPINGS = 65530
 _GRANTED_UNCOUNTED = 1000
 _MAPPINGS = Path("/proc/self/maps")
+_DESCRIPTORS = "/proc/self/fd"
+_USUAL_MOST_DESCRIPTORS = 1 << 16
 _MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
 
 
@@ -317,7 +320,8 @@ class KeptFiles:
         """Let go of them. Who uses one meanwhile keeps it open until then."""
         self._files.clear()
         granted, self._granted = self._granted, 0
-        _descriptors.give(granted)
+        if granted:
+            _descriptors.give(granted)
 
     def __del__(self) -> None:
         self.close()
@@ -328,13 +332,18 @@ class _DescriptorRoom:
 
     def __init__(self) -> None:
         self._taken = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what is collected meanwhile gives back in the same thread
 
     def take(self, wanted: int) -> int:
-        """Return how many of so many may be kept."""
+        """Return how many of so many may be kept: a quarter of those that are free, and of all, at most."""
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _USUAL_MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else most
+        try:
+            opened = len(os.listdir(_DESCRIPTORS))
+        except OSError:
+            opened = most
         with self._lock:
-            granted = wanted if most == resource.RLIM_INFINITY else max(min(most // 4 - self._taken, wanted), 0)
+            granted = max(min((most - opened) // 4, most // 4 - self._taken, wanted), 0)
             self._taken += granted
         return granted
 
