@@ -15,6 +15,7 @@ from tensorkeep.runtime import Runtime, SystemClock
 from tensorkeep.store.store import Store
 from tests.e2e.catalog_homes import CatalogHome, SqliteHome
 from tests.e2e.shelves import OBJECT_FOLDERS, FolderShelf, Shelf
+from tests.faults.store_world import known_places
 
 GIB = 1 << 30
 
@@ -72,9 +73,10 @@ class Workshop:
         number = len(self._shelves)
         name = f"disk{number}"
         self._shelves[name] = self._backend.shelf(self.folder, number)
-        self._adder(name).devices.add(
-            name, self.url(name), zone=zone, capacity=capacity, bandwidth=bandwidth, untrusted=untrusted
-        )
+        with known_places():
+            self._adder(name).devices.add(
+                name, self.url(name), zone=zone, capacity=capacity, bandwidth=bandwidth, untrusted=untrusted
+            )
         self.devices.append(name)
         return name
 

@@ -80,7 +80,7 @@ def remove_device(context: StoreContext, name: str) -> DeviceFacts:
     if facts.state != "draining":
         raise InvalidInput(
             f"device {facts.name} is in use: run `tensorkeep device drain {facts.name}` first, which copies what it holds "
-            "elsewhere; or `tensorkeep device lost`, where it is broken",
+            f"elsewhere; or `tensorkeep device lost {facts.name}`, where it is broken",
             device=facts.name,
         )
     return _change_state(context, facts, "removed")

@@ -200,7 +200,7 @@ class Fleet:
         if identity.epoch < info.epoch:
             raise Unavailable(
                 f"device {facts.name} was away when the catalog was rebuilt, so that nothing is known of what it holds: run "
-                "`tensorkeep rebuild-catalog` again to take it in, or mark it with `tensorkeep device lost`",
+                f"`tensorkeep rebuild-catalog` again to take it in, or mark it with `tensorkeep device lost {facts.name}`",
                 device=facts.name,
                 reason=UNSEEN,
             )

@@ -82,7 +82,7 @@ def refuse_unseen(context: StoreContext) -> None:
         raise Conflict(
             f"nothing is collected: {', '.join(unseen)} was not seen since the catalog was rebuilt and may have versions that "
             "use what this catalog does not know the use of. Bring it back and run `tensorkeep rebuild-catalog` again, or "
-            "mark it with `tensorkeep device lost`",
+            f"mark it with `tensorkeep device lost {unseen[0]}`",
             reason="unseen_device",
             devices=unseen,
         )

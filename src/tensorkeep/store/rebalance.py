@@ -95,7 +95,7 @@ def _refuse_away(context: StoreContext) -> None:
         if not member.readable:
             raise Unavailable(
                 f"nothing is moved while device {member.facts.name} can't be reached ({member.problem}): bring it back, or give it "
-                "up with `tensorkeep device lost` and run `tensorkeep repair`",
+                f"up with `tensorkeep device lost {member.facts.name}` and run `tensorkeep repair`",
                 device=member.facts.name,
             )
 
