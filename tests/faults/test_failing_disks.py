@@ -422,7 +422,7 @@ def assert_whole(store: Store) -> None:
     assert {len(devices) for devices in usable(store).values()} <= {2, 3}
 
 
-ERRORS = ("EIO", "EROFS", "ENOMEM")
+ERRORS = ("EIO", "EROFS", "ENOMEM", "ENOSPC")
 """ext4 is read-only without its journal, and says that it has no memory for a block that a disk can't have."""
 
 NAMED = rf".*\(({'|'.join(ERRORS)})\)"

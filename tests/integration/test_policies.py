@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tensorkeep
-from tensorkeep.errors import InvalidInput, NotFound, PermissionDenied
+from tensorkeep.errors import InvalidInput, NotFound, PermissionDenied, Unavailable
 from tensorkeep.store.store import Store
 from tests.faults.store_world import (
     MIB,
@@ -141,7 +141,7 @@ def test_what_the_devices_cannot_keep_is_refused_before_anything_owes_it(world: 
     with pytest.raises(InvalidInput, match="needs 7 devices"):
         store.set_policy(MODEL, ec="5+2")
     world.unmount("d5")
-    with pytest.raises(InvalidInput, match="needs 6 devices"):
+    with pytest.raises(Unavailable, match="needs 6 devices that can be written, and d5 can't be now"):
         world.open().set_policy(MODEL, ec="4+2")
     with pytest.raises(InvalidInput, match="give replicas or ec"):
         store.set_policy(MODEL)
