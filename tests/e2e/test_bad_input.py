@@ -264,17 +264,19 @@ def turn_into_folder(path: Path) -> None:
 
 
 class Once:
-    """A failpoint that does something at the first time of a step."""
+    """A failpoint that does something at the first time of a step; whoever comes to a step meanwhile waits until it is done."""
 
     def __init__(self, name: str, action: Callable[[], object]) -> None:
         self._name: str | None = name
         self._action = action
+        self._lock = threading.RLock()
 
     def hit(self, name: str) -> None:
         """Do it."""
-        if name == self._name:
-            self._name = None
-            self._action()
+        with self._lock:
+            if name == self._name:
+                self._name = None
+                self._action()
 
 
 CHANGES: list[Callable[[Path], None]] = [shrink, grow, rewrite, replace, empty, remove, turn_into_folder]
