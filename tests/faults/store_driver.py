@@ -226,14 +226,20 @@ def _open_lossy(facts: DeviceFacts, runtime: Runtime) -> Device:
 
 def _forget_to_sync() -> None:
     """Make every catalog that is opened from now on trust the system's cache."""
+    weaken_catalogs("synchronous=OFF")
+    accept_any_server()
+
+
+def weaken_catalogs(*pragmas: str) -> None:
+    """Give SQLite these settings in every connection that this process makes from now on, after ours."""
     configure = sqlite._configure
 
-    def configure_lossy(connection: sqlite3.Connection, *, read_only: bool) -> None:
+    def configure_weaker(connection: sqlite3.Connection, *, read_only: bool) -> None:
         configure(connection, read_only=read_only)
-        connection.execute("PRAGMA synchronous=OFF")
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
 
-    setattr(sqlite, "_configure", configure_lossy)  # noqa: B010 - mypy lets no function be assigned
-    accept_any_server()
+    setattr(sqlite, "_configure", configure_weaker)  # noqa: B010 - mypy lets no function be assigned
 
 
 def accept_any_server() -> None:

@@ -11,7 +11,6 @@ commit. In WAL mode the log itself is not synced with ``NORMAL``.
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -24,7 +23,6 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from tensorkeep.catalog import sqlite
 from tensorkeep.catalog.database import MODE
 from tensorkeep.catalog.sql import SqlCatalog
 from tensorkeep.errors import TensorkeepError, Unavailable
@@ -32,7 +30,7 @@ from tensorkeep.runtime import SeededRandomness
 from tensorkeep.store.store import Store
 from tensorkeep.testing.power_cut import CutDisk
 from tests.faults import store_driver
-from tests.faults.store_driver import ROOT, Driver
+from tests.faults.store_driver import ROOT, Driver, weaken_catalogs
 from tests.faults.store_world import MODEL, Arrays, Hooks, World, assert_loads
 
 pytestmark = pytest.mark.root
@@ -282,7 +280,8 @@ class Aim:
 
 def _commit_on(store: Store, job: dict[str, Any]) -> None:
     """Push and tag version after version until the power goes."""
-    _set_pragmas(store, job["pragmas"])
+    weaken_catalogs(*job["pragmas"])
+    engine_of(store).dispose()
     Aim(store, job["place"], job["change"])
     for turn in range(job["first"], job["first"] + 1000):
         store_driver._say(begun=turn, at=time.monotonic())
@@ -290,19 +289,6 @@ def _commit_on(store: Store, job: dict[str, Any]) -> None:
         store_driver._say(pushed=turn, version=version.id, at=time.monotonic())
         store.tag(MODEL, f"t{turn}")
         store_driver._say(tagged=turn, at=time.monotonic())
-
-
-def _set_pragmas(store: Store, pragmas: list[str]) -> None:
-    """Have every connection to SQLite that is made from now on begin with these too."""
-    configure = sqlite._configure
-
-    def configure_so(connection: sqlite3.Connection, *, read_only: bool) -> None:
-        configure(connection, read_only=read_only)
-        for pragma in pragmas:
-            connection.execute(f"PRAGMA {pragma}")
-
-    setattr(sqlite, "_configure", configure_so)  # noqa: B010 - mypy lets no function be assigned
-    engine_of(store).dispose()
 
 
 def engine_of(store: Store) -> Engine:

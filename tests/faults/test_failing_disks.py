@@ -39,6 +39,7 @@ from tensorkeep.store import confirming, push_read
 from tensorkeep.store import push as pushing
 from tensorkeep.store.fleet import DeviceOpener, open_by_facts
 from tensorkeep.store.store import Store
+from tensorkeep.testing.power_cut import shut_down
 from tests.faults.store_world import (
     GIB,
     MIB,
@@ -67,7 +68,6 @@ _LOOP_SET_STATUS64, _LOOP_GET_STATUS64 = 0x4C04, 0x4C05
 _SIZE_LIMIT_AT = 32  # in struct loop_info64. Source: Linux, include/uapi/linux/loop.h
 _FS_IOC_FIEMAP = 0xC020660B
 _FIEMAP_SYNC, _FIEMAP_LAST = 1, 1
-_IOC_SHUTDOWN, _WITHOUT_LOG_FLUSH = 0x8004587D, 2
 
 
 class SickDisk:
@@ -93,11 +93,7 @@ class SickDisk:
 
     def shut_down(self) -> None:
         """Have the file system itself answer EIO to every call, as after an error that it can't bear."""
-        descriptor = os.open(self.mount_point, os.O_RDONLY)
-        try:
-            fcntl.ioctl(descriptor, _IOC_SHUTDOWN, struct.pack("I", _WITHOUT_LOG_FLUSH))
-        finally:
-            os.close(descriptor)
+        shut_down(self.mount_point)
 
     def mend(self) -> None:
         """Have no bad sector any more, and mount the disk anew."""

@@ -17,9 +17,9 @@ from tensorkeep.errors import Unavailable
 from tensorkeep.records.device import DeviceFacts, DeviceIdentity
 from tensorkeep.runtime import Runtime
 from tensorkeep.store import fleet
-from tensorkeep.store.answering import GIVE_UP_AFTER
 from tensorkeep.store.fleet import open_by_facts
 from tensorkeep.testing.devices import FaultyDevice
+from tensorkeep.transfer.device_queue import GIVE_UP_AFTER
 from tests.faults.store_world import MIB, World, assert_clean, locations
 
 T = TypeVar("T")

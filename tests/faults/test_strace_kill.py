@@ -13,7 +13,6 @@ import os
 import random
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import traceback
@@ -29,7 +28,6 @@ import numpy as np
 import pytest
 from typing_extensions import Buffer
 
-from tensorkeep.catalog import sqlite
 from tensorkeep.devices import LocalDevice, local_path
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import TensorkeepError
@@ -37,6 +35,7 @@ from tensorkeep.records.device import DeviceFacts
 from tensorkeep.runtime import Failpoints, InlineWorkers, NoFailpoints, Runtime, ThreadWorkers, Workers
 from tensorkeep.store.fleet import open_by_facts
 from tensorkeep.store.store import Store
+from tests.faults.store_driver import weaken_catalogs
 from tests.faults.store_world import (
     MIB,
     MODEL,
@@ -466,7 +465,7 @@ def _push(job: dict[str, Any]) -> None:
         "word early": Hooks(push__session_begun=lambda: _say(version="not yet")),
     }
     if job["fault"] == "no undo":
-        _keep_nothing_to_undo()
+        weaken_catalogs("journal_mode=OFF")  # by which a transaction that was cut off is undone
     world = World(Path(job["folder"]), devices=2)
     store = world.open(
         runtime=Runtime(workers=WORKERS[job["workers"]](), failpoints=faults[job["fault"]]),
@@ -475,17 +474,6 @@ def _push(job: dict[str, Any]) -> None:
     version = store.push(job["source"], MODEL, part_size=MIB)
     assert version.report is not None
     _say(version=version.id, written_bytes=version.report.written_bytes)
-
-
-def _keep_nothing_to_undo() -> None:
-    """Let SQLite write to the catalog without the journal by which a transaction that was cut off is undone."""
-    configure = sqlite._configure
-
-    def configure_without(connection: sqlite3.Connection, *, read_only: bool) -> None:
-        configure(connection, read_only=read_only)
-        connection.execute("PRAGMA journal_mode=OFF")
-
-    setattr(sqlite, "_configure", configure_without)  # noqa: B010 - mypy lets no function be assigned
 
 
 if __name__ == "__main__":

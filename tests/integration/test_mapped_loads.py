@@ -28,7 +28,7 @@ from tensorkeep.devices.system_calls import SystemCalls
 from tensorkeep.records.layout import BLOCK_BYTES
 from tensorkeep.store import reading
 from tensorkeep.store.loading import Mode
-from tensorkeep.transfer import mapped_tensors
+from tensorkeep.transfer import kept_files, mapped_tensors
 from tensorkeep.transfer.device_queue import readers_per_device
 from tensorkeep.transfer.image import ScratchPool
 from tensorkeep.transfer.mapping import MappedRange
@@ -144,9 +144,21 @@ def mapped_bytes() -> list[tuple[int, int]]:
     return found
 
 
+def after_laying(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Have something done once files are laid, and before they are verified."""
+    lay_all = mapped_tensors._lay_all
+
+    def lay_and_act(*words: Any) -> Any:
+        laid = lay_all(*words)
+        action()
+        return laid
+
+    monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_act)
+
+
 def keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no file stay open until it is verified: as where descriptors run out."""
-    monkeypatch.setattr(mapped_tensors.KeptFiles, "keep", lambda *words: None)
+    monkeypatch.setattr(kept_files.KeptFiles, "keep", lambda *words: None)
 
 
 def no_leases(system: SystemCalls, descriptor: int) -> None:
@@ -406,17 +418,14 @@ def test_a_device_that_goes_away_between_mapping_and_verifying_is_replaced(
 ) -> None:
     world = World(tmp_path / "world", devices=3, replicas=2)
     arrays = push(world)
-    lay_all = mapped_tensors._lay_all
 
-    def lay_and_lose(*words: Any) -> Any:
-        laid = lay_all(*words)
+    def lose() -> None:
         for path in world.files("d0"):
             if "/parts/" in str(path):
                 damage_by_truncation(path)
-        return laid
 
     keep_nothing(monkeypatch)
-    monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_lose)
+    after_laying(monkeypatch, lose)
     model = world.open().model(MODEL)
     assert_equal(model.load(), arrays)
     assert model.report is not None
@@ -432,20 +441,17 @@ def test_a_file_that_takes_the_name_of_a_mapped_one_does_not_speak_for_it(
     path = max(part_files(world), key=lambda each: each.stat().st_size)
     good = tmp_path / "good"
     shutil.copyfile(path, good)
-    lay_all = mapped_tensors._lay_all
     old = path.open("rb")
 
-    def lay_and_replace(*words: Any) -> Any:
-        laid = lay_all(*words)
+    def replace_it() -> None:
         if good.exists():
             harm(path)
             os.replace(good, path)  # as whoever repairs it might
-        return laid
 
     keep_nothing(monkeypatch)
     if not held:
         monkeypatch.setattr(SystemCalls, "keep_length", no_leases)
-    monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_replace)
+    after_laying(monkeypatch, replace_it)
     with old:
         assert_equal(world.open().model(MODEL).load(), arrays)
 
@@ -455,25 +461,22 @@ def test_what_is_laid_stays_open_until_it_is_verified_whatever_takes_its_name(
 ) -> None:
     world = World(tmp_path / "world", devices=1, replicas=1)
     arrays = push(world)
-    lay_all = mapped_tensors._lay_all
     replaced = []
 
-    def lay_and_replace(*words: Any) -> Any:
-        laid = lay_all(*words)
+    def replace_all() -> None:
         for path in part_files(world):
             replaced.append(path)
             bad = tmp_path / "bad"
             bad.write_bytes(bytes(path.stat().st_size))
             os.replace(bad, path)
-        return laid
 
-    monkeypatch.setattr(mapped_tensors, "_lay_all", lay_and_replace)
+    after_laying(monkeypatch, replace_all)
     model = world.open().model(MODEL)
     assert_equal(model.load(), arrays)
     assert replaced
     assert model.report is not None
     assert not model.report.damaged
-    assert mapped_tensors._descriptors._taken == 0
+    assert kept_files._descriptors._taken == 0
 
 
 def test_with_few_descriptors_the_other_files_are_opened_again_and_flips_in_all_are_found(
@@ -489,7 +492,7 @@ def test_with_few_descriptors_the_other_files_are_opened_again_and_flips_in_all_
         asked[opened._name] += 1
         return file_identity(opened)
 
-    monkeypatch.setattr(mapped_tensors._descriptors, "_taken", most // 4 - 2)
+    monkeypatch.setattr(kept_files._descriptors, "_taken", most // 4 - 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     try:
         monkeypatch.setattr(_OpenFile, "file_identity", count_and_tell)
@@ -506,7 +509,7 @@ def test_with_few_descriptors_the_other_files_are_opened_again_and_flips_in_all_
             world.close()
             with world.open() as store:
                 store.verify(MODEL)
-        assert mapped_tensors._descriptors._taken == most // 4 - 2, "all are given back, also where a load fails"
+        assert kept_files._descriptors._taken == most // 4 - 2, "all are given back, also where a load fails"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

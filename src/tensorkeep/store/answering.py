@@ -4,9 +4,7 @@ import threading
 
 from tensorkeep.devices.protocol import Device
 from tensorkeep.errors import TensorkeepError
-
-GIVE_UP_AFTER = 3
-"""Failures to answer, one after another, after which a device is asked for its identity; if it can't give that either it is given up."""
+from tensorkeep.transfer.device_queue import GIVE_UP_AFTER
 
 
 def answers(device: Device) -> bool:
@@ -19,6 +17,8 @@ def answers(device: Device) -> bool:
 
 class Answering:
     """Whether one device is asked on, by all who ask it for many objects. Thread safe.
+
+    After `GIVE_UP_AFTER` failures, one after another, it is asked for its identity; if it can't give that either it is given up.
 
     Args:
         device: asked for its identity where reads of it fail.

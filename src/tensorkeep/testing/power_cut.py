@@ -41,11 +41,7 @@ class CutDisk:
 
     def power_off(self) -> None:
         """Cut the power: from now on every call on the disk fails, and what is not durable is lost."""
-        descriptor = os.open(self.mount_point, os.O_RDONLY)
-        try:
-            fcntl.ioctl(descriptor, _IOC_SHUTDOWN, struct.pack("I", _WITHOUT_LOG_FLUSH))
-        finally:
-            os.close(descriptor)
+        shut_down(self.mount_point)
 
     def power_on(self) -> None:
         """Mount again, as after a start of the machine: the log is replayed."""
@@ -81,3 +77,12 @@ class CutDisk:
         done = subprocess.run([tool, *command[1:]], check=False, capture_output=True, text=True)
         if done.returncode != 0:
             raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+
+
+def shut_down(mount_point: str | os.PathLike[str]) -> None:
+    """Have a file system answer EIO to every call from now on, what it has not written yet lost. Needs root."""
+    descriptor = os.open(mount_point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, _IOC_SHUTDOWN, struct.pack("I", _WITHOUT_LOG_FLUSH))
+    finally:
+        os.close(descriptor)

@@ -5,20 +5,18 @@ where it lies (`MappedTensors.look`), in the same run that reads what could not 
 out from under the tensors (`MappedTensors.replace`) and a good one read into its place.
 """
 
-import os
-import resource
-import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from tensorkeep.devices.forwarding import innermost, mappable
-from tensorkeep.devices.protocol import FileIdentity, MappableDevice, OpenFile
+from tensorkeep.devices.protocol import FileIdentity, MappableDevice
 from tensorkeep.errors import TensorkeepError
 from tensorkeep.planning.map_plan import Lay, Unmapped, Wanted, plan_mapping
 from tensorkeep.planning.read_plan import ExtentMap, Piece, choose_copies
 from tensorkeep.records.manifest import File, Tensor
 from tensorkeep.transfer.boxes import tensor_array
+from tensorkeep.transfer.kept_files import KeptFiles
 from tensorkeep.transfer.mapping import PAGE_BYTES, MappedRange
 from tensorkeep.transfer.memory import HUGE_PAGE_BYTES
 from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
@@ -26,8 +24,6 @@ from tensorkeep.transfer.sources import SUSPECT, PartSource, PartTable
 _USUAL_MOST_MAPPINGS = 65530
 _GRANTED_UNCOUNTED = 1000
 _MAPPINGS = Path("/proc/self/maps")
-_DESCRIPTORS = "/proc/self/fd"
-_USUAL_MOST_DESCRIPTORS = 1 << 16
 _MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
 
 
@@ -52,7 +48,7 @@ class MappedTensors:
         lays: Sequence[Lay],
         sources: Mapping[int, PartSource],
         files: Mapping[int, FileIdentity],
-        kept: "KeptFiles",
+        kept: KeptFiles,
         failed: Mapping[int, PartSource],
         unmapped: Mapping[int, Unmapped],
     ) -> None:
@@ -217,7 +213,7 @@ def _lay_all(
     lays: Sequence[Lay],
     sources: Mapping[int, PartSource],
     devices: Mapping[str, MappableDevice],
-    kept: "KeptFiles",
+    kept: KeptFiles,
     bare: Container[str],
 ) -> tuple[dict[int, FileIdentity], set[int]]:
     """Lay files; return which one each part is in, and the parts for which that failed.
@@ -291,66 +287,3 @@ class MappingRoom:
 
 
 _room = MappingRoom()
-
-
-class KeptFiles:
-    """Files of parts that stay open from when they were laid until they are verified, by part. Filled by one thread, used by any.
-
-    To open each again, to find out whether it is still the same and to have the system keep its length takes longer, with many threads, than to
-    verify a part of some MiB. Of the descriptors that a process may have, all loads together keep a quarter open.
-
-    Args:
-        most: how many at most.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._granted = _descriptors.take(most)
-        self._files: dict[int, OpenFile] = {}
-
-    def keep(self, part: int, opened: OpenFile, size_bytes: int) -> None:
-        """Keep a file, if there is room and the system keeps its length."""
-        if len(self._files) < self._granted and opened.keep_length(size_bytes):
-            self._files[part] = opened
-
-    def get(self, part: int) -> OpenFile | None:
-        """Return the file of a part that is kept."""
-        return self._files.get(part)
-
-    def close(self) -> None:
-        """Let go of them. Who uses one meanwhile keeps it open until then."""
-        self._files.clear()
-        granted, self._granted = self._granted, 0
-        if granted:
-            _descriptors.give(granted)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class _DescriptorRoom:
-    """How many descriptors all loads of this process may keep open. Thread safe."""
-
-    def __init__(self) -> None:
-        self._taken = 0
-        self._lock = threading.RLock()  # what is collected meanwhile gives back in the same thread
-
-    def take(self, wanted: int) -> int:
-        """Return how many of so many may be kept: a quarter of those that are free, and of all, at most."""
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = _USUAL_MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else most
-        try:
-            opened = len(os.listdir(_DESCRIPTORS))
-        except OSError:
-            opened = most
-        with self._lock:
-            granted = max(min((most - opened) // 4, most // 4 - self._taken, wanted), 0)
-            self._taken += granted
-        return granted
-
-    def give(self, granted: int) -> None:
-        """Take so many back."""
-        with self._lock:
-            self._taken -= granted
-
-
-_descriptors = _DescriptorRoom()
