@@ -18,6 +18,7 @@ from tensorkeep.catalog.protocol import (
     Committed,
     DeviceHead,
     DeviceUsage,
+    Expiry,
     GcSummary,
     JournalRow,
     Location,
@@ -175,6 +176,10 @@ class MemoryCatalog:
         return self._change(
             heads, now, lambda state: memory_changes.set_policy(state, model, policy, versions=versions)
         )
+
+    def set_retention(self, model: str, retention: str | None, *, heads: Sequence[DeviceHead], now: datetime) -> int:
+        """Set which versions of a model stay, None: all; return the seq."""
+        return self._change(heads, now, lambda state: memory_changes.set_retention(state, model, retention))
 
     # push
 
@@ -371,6 +376,25 @@ class MemoryCatalog:
                 state.orphans.pop(number, None)
 
     # gc
+
+    def expire(
+        self,
+        *,
+        grace_s: float,
+        dry_run: bool,
+        max_fraction: float | None = None,
+        heads: Sequence[DeviceHead],
+        now: datetime,
+    ) -> Expiry:
+        """Remove what retentions let go; a dry run only says which."""
+        with self._write() as state:
+            state.refuse_stale(heads)
+            found = memory_changes.find_going(state, now)
+            if found.versions and not dry_run:
+                memory_changes.expire(state, found, grace_s=grace_s, max_fraction=max_fraction, now=now)
+                seq = state.append(found.changes, now, snapshot_every=self._snapshot_every)
+                return Expiry(versions=tuple(found.versions), seq=seq)
+            return Expiry(versions=tuple(found.versions), seq=state.end.last_seq)
 
     def condemn(
         self,

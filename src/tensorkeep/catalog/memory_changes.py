@@ -8,6 +8,7 @@ import msgspec
 
 from tensorkeep.catalog import rules
 from tensorkeep.catalog.chain import ChainEnd
+from tensorkeep.catalog.expiring import Expired, find_expired
 from tensorkeep.catalog.image import check_image, object_sizes, settled_locations
 from tensorkeep.catalog.memory_state import LocationRow, MemoryState, VersionRow
 from tensorkeep.catalog.protocol import CatalogImage, GcSummary, Orphan
@@ -29,6 +30,7 @@ from tensorkeep.records.json_text import format_time
 from tensorkeep.records.names import check_device_name, check_ref_name, is_version_prefix
 from tensorkeep.records.naming import ObjectKind
 from tensorkeep.records.redundancy import parse_policy
+from tensorkeep.records.retention import parse_retention
 
 
 def change_device(state: MemoryState, old: DeviceFacts | None, new: DeviceFacts) -> list[Change]:
@@ -112,6 +114,36 @@ def set_policy(state: MemoryState, model: str | None, policy: str, *, versions: 
             changes.append(PolicyChanged(version=row.facts.id, old=row.facts.policy, new=policy))
             state.versions[row.facts.id] = replace(row, facts=msgspec.structs.replace(row.facts, policy=policy))
     return changes
+
+
+def set_retention(state: MemoryState, model: str, retention: str | None) -> list[Change]:
+    """Set which versions of a model stay, None: all; return the changes for the journal."""
+    if retention is not None:
+        parse_retention(retention)
+    before = state.get_model(model)
+    state.models[model] = msgspec.structs.replace(before, retention=retention)
+    return [ModelChanged(old=before, new=state.models[model])]
+
+
+def find_going(state: MemoryState, now: datetime) -> Expired:
+    """Return which versions retentions let go now."""
+    return find_expired(
+        sorted(state.models.values(), key=lambda facts: facts.name.casefold()),
+        list_versions=lambda model: [
+            row.facts for row in reversed(state.versions.values()) if row.facts.model == model
+        ],
+        list_refs=lambda model: state.list_refs(model=model),
+        now=now,
+    )
+
+
+def expire(state: MemoryState, found: Expired, *, grace_s: float, max_fraction: float | None, now: datetime) -> None:
+    """Remove these versions and their tags, unless that is too much at once."""
+    rules.refuse_many(len(found.versions), len(state.versions), max_fraction, found.models)
+    gone = {version.id for version in found.versions}
+    state.refs = {ref: version for ref, version in state.refs.items() if version not in gone}
+    state.delete_versions([version.id for version in found.versions])
+    condemn(state.copy(), grace_s=grace_s, max_fraction=max_fraction, now=now)
 
 
 def condemn(state: MemoryState, *, grace_s: float, now: datetime, max_fraction: float | None = None) -> GcSummary:

@@ -173,6 +173,13 @@ class GcSummary(msgspec.Struct, frozen=True, kw_only=True):
     condemned_before: int
 
 
+class Expiry(msgspec.Struct, frozen=True, kw_only=True):
+    """Versions that retentions let go, by model and newest first, and the journal's entry that says so (the last one, if none goes)."""
+
+    versions: tuple[VersionFacts, ...]
+    seq: int
+
+
 class ShortObject(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An object that versions refer to and that has fewer copies than they ask: ``have`` of ``owed``. ``id`` is for paging."""
 
@@ -325,7 +332,7 @@ class Catalog(Protocol):
 
         Raises:
             AlreadyExists: a tag, or a branch that should be new, exists.
-            Conflict: it does not point at ``expected`` any more.
+            Conflict: it does not point at ``expected`` any more .
             NotFound: the version, or the ref to delete, does not exist.
         """
 
@@ -349,6 +356,14 @@ class Catalog(Protocol):
 
         Raises:
             InvalidInput: it is no policy.
+            NotFound: there is no such model.
+        """
+
+    def set_retention(self, model: str, retention: str | None, *, heads: Sequence[DeviceHead], now: datetime) -> int:
+        """Set which versions of a model (ulid) stay, by a text of `records.retention`, None: all; return the seq. It removes none.
+
+        Raises:
+            InvalidInput: it is no retention.
             NotFound: there is no such model.
         """
 
@@ -496,6 +511,25 @@ class Catalog(Protocol):
         """Forget orphans whose absence on the device was confirmed."""
 
     # gc
+
+    def expire(
+        self,
+        *,
+        grace_s: float,
+        dry_run: bool,
+        max_fraction: float | None = None,
+        heads: Sequence[DeviceHead],
+        now: datetime,
+    ) -> Expiry:
+        """Remove every version that its model's retention lets go, with its tags, in one entry; a dry run only says which.
+
+        Retentions, refs and versions are read by the transaction that removes, so that no push, branch or tag comes between.
+        Its objects are left to `condemn`.
+
+        Raises:
+            Conflict: as `condemn`: more than ``max_fraction`` of all versions would go, or would be left to condemn of the bytes
+                (``reason="gc_brake"``, in a dry run never). Nothing is removed then.
+        """
 
     def condemn(
         self,

@@ -278,6 +278,24 @@ def refuse_much(size_bytes: int, kept_bytes: int, max_fraction: float | None) ->
     )
 
 
+def refuse_many(count: int, total: int, max_fraction: float | None, models: Sequence[str]) -> None:
+    """Return if so many of all versions may be let go at once.
+
+    Raises:
+        Conflict: ``reason="gc_brake"``.
+    """
+    if max_fraction is None or count <= total * max_fraction:
+        return
+    raise Conflict(
+        f"nothing is collected: the retention of {', '.join(models)} lets {count} of all {total} versions go "
+        f"({count / total:.0%}, at once at most {max_fraction:.0%}). See which: `tensorkeep retain {models[0]}`; "
+        "if it is meant, say so (`tensorkeep gc --yes`)",
+        reason="gc_brake",
+        versions=count,
+        models=tuple(models),
+    )
+
+
 def refuse_other_model(wanted: ModelFacts, present: ModelFacts | None) -> None:
     """Return if the model that has a name now, if any, is the one that a push means.
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Migrations, oldest first; the last one is what this tensorkeep writes."""
 
 HEAD = REVISIONS[-1]
@@ -95,6 +95,7 @@ models = Table(
     Column("folded", Text, nullable=False, unique=True),
     Column("policy", Text),
     Column("created_at", Text, nullable=False),
+    Column("retention", Text),
 )
 
 versions = Table(

@@ -15,10 +15,11 @@ from tensorkeep.catalog import (
     sql_push,
     sql_reading,
     sql_repair,
+    sql_retention,
     sql_rows,
     sql_scrub,
 )
-from tensorkeep.catalog.database import Database, Transaction
+from tensorkeep.catalog.database import Answer, Database, Transaction
 from tensorkeep.catalog.protocol import (
     CatalogImage,
     CatalogInfo,
@@ -26,6 +27,7 @@ from tensorkeep.catalog.protocol import (
     Committed,
     DeviceHead,
     DeviceUsage,
+    Expiry,
     GcSummary,
     JournalRow,
     Location,
@@ -150,6 +152,10 @@ class SqlCatalog:
     ) -> int:
         """Set the policy of a model, or of the store (None); return the seq."""
         return self._change(heads, lambda tx: sql_names.set_policy(tx, model, policy, now, versions=versions))
+
+    def set_retention(self, model: str, retention: str | None, *, heads: Sequence[DeviceHead], now: datetime) -> int:
+        """Set which versions of a model stay, None: all; return the seq."""
+        return self._change(heads, lambda tx: sql_retention.set_retention(tx, model, retention, now))
 
     # push
 
@@ -313,6 +319,22 @@ class SqlCatalog:
 
     # gc
 
+    def expire(
+        self,
+        *,
+        grace_s: float,
+        dry_run: bool,
+        max_fraction: float | None = None,
+        heads: Sequence[DeviceHead],
+        now: datetime,
+    ) -> Expiry:
+        """Remove what retentions let go; a dry run only says which, and needs no right to write."""
+        if dry_run:
+            return self._db.reading(lambda connection: sql_retention.forecast(connection, heads, now))
+        return self._change(
+            heads, lambda tx: sql_retention.expire(tx, grace_s=grace_s, max_fraction=max_fraction, now=now)
+        )
+
     def condemn(
         self,
         *,
@@ -370,8 +392,8 @@ class SqlCatalog:
     def _transaction(self, connection: Connection) -> Transaction:
         return Transaction(connection, self._snapshot_every, self._runtime.failpoints)
 
-    def _change(self, heads: Sequence[DeviceHead], step: Callable[[Transaction], int]) -> int:
-        def change(connection: Connection) -> int:
+    def _change(self, heads: Sequence[DeviceHead], step: Callable[[Transaction], Answer]) -> Answer:
+        def change(connection: Connection) -> Answer:
             # First: what a change compares and swaps stays as it is until it commits.
             sql_journal.read_end(connection, lock=True)
             sql_journal.refuse_stale(connection, heads)

@@ -61,14 +61,30 @@ def doomed(connection: Connection, *, grace_s: float, now: datetime) -> ColumnEl
     )
 
 
-def _refuse_much(connection: Connection, size_bytes: int, max_fraction: float | None) -> None:
-    """Return if what was condemned just now is no more than that of what was stored; it reads no more rows than it takes to know.
+def refuse_much_unused(connection: Connection, *, grace_s: float, max_fraction: float | None, now: datetime) -> None:
+    """Return if `condemn` would give up no more than that of what is stored.
+
+    Raises:
+        Conflict: as `condemn`; the transaction must be undone.
+    """
+    unused = condemn(connection, grace_s=grace_s, dry_run=True, now=now)
+    _refuse_much(connection, unused.bytes, max_fraction, kept_bytes=-unused.bytes)
+
+
+def _refuse_much(connection: Connection, size_bytes: int, max_fraction: float | None, *, kept_bytes: int = 0) -> None:
+    """Return if so much is no more than that of what is stored; it reads no more rows than it takes to know.
+
+    Args:
+        connection: the transaction that condemns, or would.
+        size_bytes: what is given up.
+        max_fraction: the bound.
+        kept_bytes: where counting begins: what is not condemned adds to it.
 
     Raises:
         Conflict: it is more, and the transaction is undone.
     """
     table = schema.locations
-    kept = after = 0
+    kept, after = kept_bytes, 0
     query = select(table.c.id, table.c.length).where(table.c.state != "condemned").order_by(table.c.id).limit(CHUNK)
     while not rules.may_condemn(size_bytes, kept, max_fraction):
         page = connection.execute(query.where(table.c.id > after)).all()

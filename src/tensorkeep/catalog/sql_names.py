@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from tensorkeep.catalog import rules, schema
@@ -166,7 +167,7 @@ def remove_version(tx: Transaction, model: str, version: str, now: datetime) -> 
     facts = get_model_version(tx.connection, model, version)
     pointing = read_refs(tx.connection, REFS.where(schema.refs.c.version == version))
     rules.refuse_referenced(version, pointing)
-    _delete_versions(tx.connection, schema.versions.c.id == version)
+    delete_versions(tx.connection, schema.versions.c.id == version)
     return append(tx, [VersionRemoved(version=facts)], now)
 
 
@@ -177,7 +178,7 @@ def remove_model(tx: Transaction, model: str, now: datetime) -> int:
     refs = list_refs(connection, model)
     versions = read_versions(connection, schema.versions.c.model == model)
     connection.execute(delete(schema.refs).where(schema.refs.c.model == model))
-    _delete_versions(connection, schema.versions.c.model == model)
+    delete_versions(connection, schema.versions.c.model == model)
     connection.execute(delete(schema.models).where(schema.models.c.id == model))
     changes: list[Change] = [
         RefChanged(model=model, ref=ref.kind, name=ref.name, old=ref.version, new=None) for ref in refs
@@ -209,7 +210,7 @@ def set_policy(tx: Transaction, model: str | None, policy: str, now: datetime, *
 
 def write_policy(connection: Connection, model: ModelFacts, policy: str) -> ModelChanged:
     """Give a model its own policy; return the change for the journal."""
-    new = ModelFacts(id=model.id, name=model.name, policy=policy, created_at=model.created_at)
+    new = msgspec.structs.replace(model, policy=policy)
     connection.execute(update(schema.models).where(schema.models.c.id == model.id).values(policy=policy))
     return ModelChanged(old=model, new=new)
 
@@ -220,7 +221,8 @@ def insert_model(connection: Connection, model: ModelFacts) -> ModelChanged:
     return ModelChanged(old=None, new=model)
 
 
-def _delete_versions(connection: Connection, condition: Any) -> None:
+def delete_versions(connection: Connection, condition: Any) -> None:
+    """Delete versions; what they refer to is listed for gc."""
     table, manifests = schema.versions, schema.manifests
     doomed = connection.execute(select(table.c.number, table.c.manifest).where(condition)).all()
     numbers = [row.number for row in doomed]

@@ -14,6 +14,7 @@ from tensorkeep.cli.commands import (
     planning,
     policies,
     removal,
+    retention,
     setup,
     showing,
     transfers,
@@ -110,6 +111,13 @@ def build_app() -> typer.Typer:
         "tensorkeep policy",
         "tensorkeep policy acme/llama --ec 4+2",
         "tensorkeep policy acme/llama --replicas 2 --dry-run",
+    )
+    add_command(
+        app,
+        "retain",
+        retention.retain,
+        "tensorkeep retain acme/llama",
+        "tensorkeep retain acme/llama --last 3 --days 30 --protect 'v*'",
     )
     add_command(app, "gc", removal.gc, "tensorkeep gc --dry-run", "tensorkeep gc --grace 0 --yes")
     add_command(app, "du", upkeep.du, "tensorkeep du", "tensorkeep du acme/llama")

@@ -23,13 +23,14 @@ _Facts = TypeVar("_Facts", DeviceFacts, "ModelFacts")
 _Row = TypeVar("_Row", DeviceFacts, "VersionFacts")
 
 
-class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A model: ``id`` is a ulid, ``policy`` the text of its own policy or None for the store's."""
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model: ``id`` is a ulid, ``policy`` the text of its own policy or None for the store's, ``retention`` of which versions stay."""
 
     id: str
     name: str
     policy: str | None
     created_at: str
+    retention: str | None = None
 
 
 class VersionFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +82,7 @@ class DeviceChanged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
 
 
 class ModelChanged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="model"):
-    """A model was made (old None), renamed or given a policy, or removed (new None)."""
+    """A model was made (old None), renamed or given a policy or a retention, or removed (new None)."""
 
     old: ModelFacts | None
     new: ModelFacts | None

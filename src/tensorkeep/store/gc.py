@@ -1,4 +1,4 @@
-"""gc: condemn what nothing uses, delete it from devices after the grace, drop its rows when its absence is confirmed.
+"""gc: let go of versions that no retention keeps, condemn what nothing uses, delete it from devices after the grace, drop its rows when its absence is confirmed.
 
 Safety never asks a clock: a row is condemned in a transaction that commits cannot overtake (the locking rule), physical names
 are never used again, and a device that can't be reached keeps its rows. The grace is for readers with open plans.
@@ -16,6 +16,7 @@ from tensorkeep.records.device import DeviceFacts, is_gone
 from tensorkeep.store.asking import ask_each
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.reports import GcReport
+from tensorkeep.store.retention import expire_versions
 
 N = TypeVar("N", Location, Orphan)
 
@@ -39,6 +40,8 @@ class _Sweep:
 def collect(context: StoreContext, *, dry_run: bool, grace_s: float, max_fraction: float | None) -> GcReport:
     """Condemn, delete, drop; or say what that would do. See `Store.gc`."""
     context.fleet.recheck()
+    refuse_unseen(context)
+    expired = expire_versions(context, dry_run=dry_run, grace_s=grace_s, max_fraction=max_fraction)
     sweep, swept = _Sweep(context.catalog.info().epoch), 0
     summary = condemn_unused(context, dry_run=dry_run, grace_s=grace_s, max_fraction=max_fraction)
     if not dry_run:
@@ -63,6 +66,7 @@ def collect(context: StoreContext, *, dry_run: bool, grace_s: float, max_fractio
         swept_unfinished=swept,
         swept_orphans=sweep.orphans,
         unreachable=tuple(sorted(sweep.unreachable)),
+        expired=expired,
     )
 
 

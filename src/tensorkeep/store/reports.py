@@ -351,7 +351,8 @@ class VerifyReport:
 class GcReport:
     """What gc did or, in a dry run, would do. ``waiting`` rows are condemned but younger than the grace, or unreachable.
 
-    ``swept_orphans`` are objects that no row told of; they are not among the ``deleted``.
+    ``swept_orphans`` are objects that no row told of; they are not among the ``deleted``. ``expired`` versions were removed since the
+    retention of their model lets them go; what a dry run would free of them is not among the rest.
     """
 
     dry_run: bool
@@ -364,6 +365,7 @@ class GcReport:
     swept_unfinished: int
     unreachable: tuple[str, ...] = ()
     swept_orphans: int = 0
+    expired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -572,6 +574,21 @@ class PolicyReport:
     def ok(self) -> bool:
         """Whether every part has the form that it should."""
         return not self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionReport:
+    """The retention of a model before (``old``) and from now on (``new``), as texts; None: every version stays.
+
+    Of its ``versions`` those that are ``expired`` go with the next gc.
+    """
+
+    model: str
+    old: str | None
+    new: str | None
+    dry_run: bool
+    versions: int
+    expired: "tuple[Version, ...]"
 
 
 @dataclass(frozen=True, slots=True)

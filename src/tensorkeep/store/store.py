@@ -11,6 +11,7 @@ from tensorkeep.records.conformance_report import ConformanceReport
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.records.layout import MIB
 from tensorkeep.records.names import parse_revision
+from tensorkeep.records.retention import EVERY_TAG, make_retention
 from tensorkeep.store import device_admin, gc, revisions, usage
 from tensorkeep.store.context import StoreContext
 from tensorkeep.store.conversion import read_policies, set_policy
@@ -42,12 +43,14 @@ from tensorkeep.store.reports import (
     PushForecast,
     RebalanceReport,
     RepairReport,
+    RetentionReport,
     ScrubReport,
     StatusReport,
     UsageReport,
     VerifyReport,
     Version,
 )
+from tensorkeep.store.retention import read_retention, set_retention
 from tensorkeep.store.scrub import scrub
 from tensorkeep.store.structure import open_manifest
 from tensorkeep.store.verify import verify_store, verify_version
@@ -635,10 +638,44 @@ class Store:
             self._context, model, policy, rate_limit=rate_limit, dry_run=dry_run, progress=progress_callback(progress)
         )
 
+    def retention(self, model: str) -> RetentionReport:
+        """Return which versions of a model stay, and which go with the next gc."""
+        return read_retention(self._context, model)
+
+    def retain(
+        self,
+        model: str,
+        *,
+        last: int | None = None,
+        days: int | None = None,
+        protect: Sequence[str] = EVERY_TAG,
+        dry_run: bool = False,
+    ) -> RetentionReport:
+        """Say which versions of a model stay; the others go with each gc from then on, and their parts as gc says.
+
+        Heads of branches stay always, and every version that one of these keeps. Without ``last`` and ``days`` all stay, as at first.
+
+        Args:
+            model: the model.
+            last: so many versions of each branch, from its head on. Before one that was removed any older ones count.
+            days: what was committed in so many days, by the clocks of those who pushed.
+            protect: shell patterns of tags whose versions stay; other tags are deleted with their versions.
+            dry_run: only say which would go.
+
+        Raises:
+            NotFound: there is no such model.
+            InvalidInput: a limit or a pattern makes no sense.
+            Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
+            NotEnoughCopies: the change is in the catalog, but on too few devices.
+        """
+        stays_all = last is None and days is None and protect == EVERY_TAG
+        retention = None if stays_all else make_retention(last, days, protect)
+        return set_retention(self._context, model, retention, dry_run=dry_run)
+
     def gc(
         self, *, dry_run: bool = False, grace_s: float = DAY_S, max_fraction: float | None = gc.MOST_UNUSED
     ) -> GcReport:
-        """Delete what no version uses from the devices.
+        """Delete what no version uses from the devices; before that, remove the versions that `retain` lets go.
 
         Two steps: what nothing uses is condemned now, and deleted by the first gc after the grace (readers may have open
         plans). A grace of 0 is safe for what is stored: commits and condemnations lock the same rows.

@@ -15,6 +15,7 @@ from tensorkeep.testing.catalog_names_contract import DeviceRules, NameRules
 from tensorkeep.testing.catalog_push_contract import StageRules
 from tensorkeep.testing.catalog_race_contract import RaceRules
 from tensorkeep.testing.catalog_repair_contract import RepairRules
+from tensorkeep.testing.catalog_retention_contract import RetentionRules
 
 
 class CatalogContract(
@@ -26,6 +27,7 @@ class CatalogContract(
     ReadRules,
     GcRules,
     RepairRules,
+    RetentionRules,
     JournalRules,
     StaleRules,
     RebuildRules,

@@ -25,6 +25,7 @@ TAGS = ("v1", "v2", "main")
 KINDS: tuple[RefKind, ...] = ("branch", "tag")
 _PART_BYTES = 1 * MIB
 POLICIES = ("replicas=1", "replicas=2", "ec=2+1")
+RETENTIONS = ("last=1", "last=2 days=3", "days=9 protect=v*")
 
 
 class Operations:
@@ -197,6 +198,18 @@ class Operations:
         policy = self._random.choice((*POLICIES, "nonsense"))
         versions = self._random.random() < 0.5
         self._ask(lambda c: c.set_policy(model, policy, versions=versions, heads=(), now=self._scene.clock.now()))
+
+    def do_retention(self) -> None:
+        """Set a retention, or none."""
+        model, retention = self._model().id, self._random.choice((*RETENTIONS, None, "nonsense"))
+        self._ask(lambda c: c.set_retention(model, retention, heads=(), now=self._scene.clock.now()))
+
+    def do_expire(self) -> None:
+        """Let go of what retentions do not keep."""
+        now, grace_s = self._scene.clock.now(), self._random.choice((0.0, 3600.0))
+        self._ask(lambda c: c.expire(grace_s=grace_s, dry_run=True, heads=(), now=now))
+        most = self._random.choice((None, None, 0.0, 0.2, 0.5))
+        self._ask(lambda c: c.expire(grace_s=grace_s, dry_run=False, max_fraction=most, heads=(), now=now))
 
     def do_device(self) -> None:
         """Add, change or lose a device."""

@@ -122,7 +122,10 @@ def test_a_catalog_on_postgresql_with_objects_is_migrated_when_opened_however_lo
     scene.add_device("a")
     version = scene.push(scene.model(), [part_key(1)])
     held = catalog.locate_all(after=0, limit=99)
-    with catalog._db.alone() as connection:  # as of the revision before digests came first, fragments and scrubs
+    with (
+        catalog._db.alone() as connection
+    ):  # as of the revision before digests came first, fragments, scrubs and retention
+        connection.execute(text("ALTER TABLE models DROP COLUMN retention"))
         connection.execute(text("DROP TABLE scrubs, orphans"))
         connection.execute(text("ALTER TABLE locations DROP COLUMN fragment, DROP COLUMN needed"))
         connection.execute(text("ALTER TABLE parts DROP CONSTRAINT uq_parts_digest_kind"))

@@ -41,6 +41,7 @@ from tensorkeep.store.reports import (
     RebalanceReport,
     RebuildReport,
     RepairReport,
+    RetentionReport,
     ScrubReport,
     ShortVersion,
     StatusReport,
@@ -384,7 +385,9 @@ class FakeStore:
             "rebalance": REBALANCE_REPORT,
             "policies": POLICY_TABLE,
             "set_policy": POLICY_REPORT,
-            "gc": GcReport(False, 4, 400, 3, 300, 1, 100, 2, ()),
+            "retention": RetentionReport(MODEL, "last=3", "last=3", True, 2, (OLD_VERSION,)),
+            "retain": RetentionReport(MODEL, None, "last=3 days=30", False, 2, (OLD_VERSION,)),
+            "gc": GcReport(False, 4, 400, 3, 300, 1, 100, 2, (), 0, 1),
             "du": UsageReport(
                 (UsageRow(MODEL, OLD_ID, 10, 9, 1), UsageRow(MODEL, NEW_ID, 20, 18, 5)),
                 30,

@@ -881,3 +881,17 @@ def test_join_shows_what_it_made_and_warns_of_copies_that_it_passed_over(run: Ru
     assert "/data/again.bin, 2.00 MB, from 2 parts" in ran.out
     assert ran.err.startswith("warning: part 2 is damaged")
     assert ran.code == 0
+
+
+def test_retain_shows_what_stays_and_changes_it(run: Run) -> None:
+    shown = run("retain", MODEL)
+    assert shown.call == ("retention", (MODEL,), {})
+    assert "last=3" in shown.out
+    assert "1 version of 2" in shown.out
+    changed = run("retain", MODEL, "--last", "3", "--days", "30", "--protect", "v*", "--dry-run")
+    words = {"last": 3, "days": 30, "protect": ["v*"], "dry_run": True}
+    assert (changed.code, changed.call) == (0, ("retain", (MODEL,), words))
+    assert "every version → last=3 days=30" in changed.out
+    assert run("retain", MODEL, "--all").call[2]["last"] is None
+    assert run("retain", MODEL, "--all", "--days", "3").code == 2
+    assert "1 removed by retention" in run("gc").out

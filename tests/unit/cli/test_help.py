@@ -27,6 +27,7 @@ COMMANDS = (
         "repair",
         "rebalance",
         "policy",
+        "retain",
         "gc",
         "du",
         "status",

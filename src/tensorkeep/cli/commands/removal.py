@@ -82,6 +82,7 @@ def gc(
         return [
             Facts(
                 [
+                    *([("versions", f"{report.expired:,} {would}removed by retention")] if report.expired else []),
                     (f"{would}given up", amount(report.condemned, report.condemned_bytes)),
                     (f"{would}deleted", amount(report.deleted, report.deleted_bytes)),
                     ("waiting", amount(report.waiting, report.waiting_bytes)),
