@@ -22,12 +22,14 @@ LIMIT_S = 420.0
 class Pushers:
     """Threads that push models one after the other, each through a store handle of its own.
 
-    ``disturb`` is called by the test's thread, again and again while they push; see `run`.
+    ``disturb`` is called by the test's thread, again and again while they push; see `run`. ``arrays_of`` gives what a model is made of, by
+    its seed; without it no two have a part in common.
     """
 
     open_store: Callable[[], Store]
     count: int = 3
     parts: int = 3
+    arrays_of: Callable[[int], Arrays] | None = None
     acknowledged: list[tuple[str, Arrays]] = field(default_factory=list)
     failures: list[TensorkeepError] = field(default_factory=list)
     surprises: list[BaseException] = field(default_factory=list)
@@ -51,6 +53,11 @@ class Pushers:
             thread.join(max(0.0, end_s - time.monotonic()))
         assert not any(thread.is_alive() for thread in threads), "a push hangs"
         assert not self.surprises, self.surprises
+
+    def take_back(self) -> str:
+        """Return the model that was acknowledged first, which needs not be there any more."""
+        with self._changed:
+            return self.acknowledged.pop(0)[0]
 
     def check(self) -> None:
         """Assert that everything acknowledged is there, by a handle that knew nothing, and that `verify` finds no damage."""
@@ -84,7 +91,8 @@ class Pushers:
                     if self._ended:
                         return
                     model = f"pusher{number}/m{turn}"
-                    arrays = weights(1000 * number + turn, self.parts)
+                    seed = 1000 * number + turn
+                    arrays = weights(seed, self.parts) if self.arrays_of is None else self.arrays_of(seed)
                     self._until_done(store, model, arrays)
                     with self._changed:
                         self.acknowledged.append((model, arrays))

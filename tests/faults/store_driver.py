@@ -16,16 +16,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from safetensors.numpy import load_file
+
 import tensorkeep
 from tensorkeep.catalog import postgres, sqlite
 from tensorkeep.devices import LocalDevice, local_path
 from tensorkeep.devices.protocol import Device
+from tensorkeep.errors import TensorkeepError
 from tensorkeep.records.device import DeviceFacts
 from tensorkeep.runtime import Runtime
 from tensorkeep.store import confirming
 from tensorkeep.store.fleet import open_by_facts
 from tensorkeep.store.store import Store
-from tests.faults.store_world import MIB, MODEL, World, small_weights
+from tests.faults.store_world import MIB, MODEL, World, assert_loads, small_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -158,7 +161,12 @@ def _work(job: dict[str, Any]) -> None:
             world.location, force=job.get("force", False), runtime=Runtime(failpoints=failpoints)
         )
         return
-    _VERBS[job["verb"]](world.open(failpoints=failpoints, opener=_open_lossy if lossy else open_by_facts), job)
+    try:
+        _VERBS[job["verb"]](world.open(failpoints=failpoints, opener=_open_lossy if lossy else open_by_facts), job)
+    except TensorkeepError as error:
+        if not job.get("may_fail"):
+            raise
+        _say(failed=job["verb"], why=str(error))
 
 
 def _push(store: Store, job: dict[str, Any]) -> None:
@@ -170,6 +178,40 @@ def _push_many(store: Store, job: dict[str, Any]) -> None:
     for turn in range(job["first"], job["first"] + job["count"]):
         version = store.push(small_weights(turn), MODEL, part_size=MIB, tag=f"v{turn}")
         _say(acknowledged=turn, version=version.id)
+
+
+def _push_to(store: Store, job: dict[str, Any]) -> None:
+    """Push turns of a model of its own; a push that fails typed is told, and not made again. ``early``: acknowledge before that."""
+    for turn in job["turns"]:
+        if job["early"]:
+            _say(acknowledged=turn)
+        try:
+            store.push(small_weights(turn), job["model"], part_size=MIB, tag=f"v{turn}")
+        except TensorkeepError as error:
+            _say(failed=turn, why=str(error))
+        else:
+            _say(acknowledged=turn)
+
+
+def _read_back(store: Store, job: dict[str, Any]) -> None:
+    """Load a version and pull it; any byte that is wrong ends the process with an error."""
+    spec = f"{job['model']}@v{job['turn']}"
+    assert_loads(store, spec, small_weights(job["turn"]))
+    store.pull(spec, job["to"], force=True)
+    pulled = load_file(Path(job["to"], "model.safetensors"))
+    assert {name: array.tobytes() for name, array in pulled.items()} == {
+        name: array.tobytes() for name, array in small_weights(job["turn"]).items()
+    }
+
+
+def _remove(store: Store, job: dict[str, Any]) -> None:
+    version = store.model(f"{job['model']}@v{job['turn']}").version.id
+    store.delete_tag(job["model"], f"v{job['turn']}")
+    store.rm(f"{job['model']}@{version}")
+
+
+def _undrain(store: Store, job: dict[str, Any]) -> None:
+    store.devices.undrain(job["device"])
 
 
 def _collect(store: Store, job: dict[str, Any]) -> None:
@@ -211,6 +253,10 @@ _FILE_VERBS = {"split": _split, "join": _join}
 _VERBS = {
     "push": _push,
     "push_many": _push_many,
+    "push_to": _push_to,
+    "read": _read_back,
+    "remove": _remove,
+    "undrain": _undrain,
     "gc": _collect,
     "scrub": _scrub,
     "repair": _repair,

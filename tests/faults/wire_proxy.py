@@ -17,7 +17,17 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 
 Kind = Literal[
-    "cut", "reset", "stall", "trickle", "flip", "strip_length", "drop_range", "shift_range", "refuse", "lose_answer"
+    "cut",
+    "reset",
+    "stall",
+    "trickle",
+    "flip",
+    "strip_length",
+    "drop_range",
+    "shift_range",
+    "refuse",
+    "lose_answer",
+    "hold",
 ]
 """What happens to an exchange:
 
@@ -29,6 +39,7 @@ Kind = Literal[
   other bytes
 - ``refuse``: the server is not asked; the proxy answers with a status
 - ``lose_answer``: the server did what it was asked, and the connection closes without its answer
+- ``hold``: the connection closes without an answer, and the server is asked only when the test lets it (`WireProxy.release`)
 
 An answer without a body (of a PUT) is cut, reset or stalled before its head.
 """
@@ -174,6 +185,7 @@ class WireProxy:
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._script: list[_Planned] = []
+        self._held: list[bytes] = []
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
@@ -195,6 +207,17 @@ class WireProxy:
         """Return how often that happened since the last `script`."""
         with self._lock:
             return sum(happened.kind == kind for happened in self.done)
+
+    def release(self) -> list[int]:
+        """Send the server what was held, in the order in which it came; return the statuses of its answers."""
+        with self._lock:
+            held, self._held = self._held, []
+        statuses = []
+        for request in held:
+            with socket.create_connection(self._target, timeout=30) as server:
+                server.sendall(request)
+                statuses.append(int(_Message.of(_Stream(server).head()).first[1]))
+        return statuses
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -261,9 +284,15 @@ class WireProxy:
         with self._lock:
             self.exchanges += 1
         if fault is not None and fault.kind == "refuse":
-            self._drain(near, request)
+            _read_all(near, request)
             self._refuse(near, request, fault)
             return
+        if fault is not None and fault.kind == "hold":
+            body = _read_all(near, request)
+            with self._lock:
+                self._held.append(request.head + body)
+            self._note(fault, request, len(body))
+            raise _Closed
         if fault is not None and fault.kind == "drop_range":
             self._note(fault, request, 0)
             far.socket.sendall(request.without(b"range"))
@@ -346,11 +375,6 @@ class WireProxy:
             case _:
                 raise _Closed
 
-    def _drain(self, near: _Stream, request: _Message) -> None:
-        left = request.length or 0
-        while left:
-            left -= len(near.some(left))
-
     def _refuse(self, near: _Stream, request: _Message, fault: Fault) -> None:
         self._note(fault, request, 0)
         body = b"<?xml version='1.0'?><Error><Code>%s</Code></Error>" % {
@@ -386,6 +410,14 @@ class _Planned:
             return False
         self._used += 1
         return True
+
+
+def _read_all(near: _Stream, request: _Message) -> bytes:
+    assert not request.chunked, "clients here say how long a request is"
+    body = bytearray()
+    while len(body) < (request.length or 0):
+        body += near.some((request.length or 0) - len(body))
+    return bytes(body)
 
 
 def _pass_bytes(source: _Stream, to: _Stream, count: int) -> None:
