@@ -16,7 +16,7 @@ from tensorkeep.errors import Conflict, InvalidInput, NotEnoughCopies, NotFound
 from tensorkeep.planning.retention import choose_expired
 from tensorkeep.records.history import VersionFacts
 from tensorkeep.store.store import Store
-from tests.faults.store_world import Arrays, World, assert_clean, assert_no_orphans
+from tests.faults.store_world import Arrays, Hooks, World, assert_clean, assert_no_orphans
 
 MODEL = "acme/llama"
 
@@ -150,24 +150,60 @@ def test_a_push_waits_while_it_is_decided_what_goes(world: World, monkeypatch: p
     store = world.open()
     before = ids(store)
     store.retain(MODEL, last=2)
-    pushes: list[threading.Thread] = []
+    ready = threading.Event()
+    pusher = world.open(failpoints=Hooks(push__planned=ready.set))
+    push = threading.Thread(target=lambda: pusher.push(arrays_of(6), MODEL, tag="late"))
 
     def push_meanwhile(*words: Any, **named: Any) -> list[VersionFacts]:
-        pushes.append(threading.Thread(target=lambda: store.push(arrays_of(6), MODEL, tag="late")))
-        pushes[-1].start()
-        pushes[-1].join(0.5)
-        assert pushes[-1].is_alive(), "its commit must not come between reading and removing"
+        push.start()
+        assert ready.wait(60)
+        push.join(0.5)
+        assert push.is_alive(), "its commit must not come between reading and removing"
         return choose_expired(*words, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(expiring, "choose_expired", push_meanwhile)
         assert store.gc(grace_s=0).expired == 2
-    (push,) = pushes
     push.join()
     kept = ids(store)
     assert kept[:-1] == [before[n] for n in (1, 2, 4, 5)]
     assert_all_load(store, {before[4]: 4, before[5]: 5, "late": 6})
     assert_clean(store)
+
+
+def test_without_a_branch_every_version_stays(world: World) -> None:
+    store = world.open()
+    before = ids(store)
+    store.retain(MODEL, last=1)
+    store.delete_branch(MODEL, "main")
+    assert store.gc(grace_s=0, max_fraction=None).expired == 0
+    assert ids(store) == before
+
+
+def test_after_a_rebuild_that_lacks_an_entry_every_version_stays_until_it_is_said_again(world: World) -> None:
+    """The entry that made a tag is lost on every device: what the tag keeps must not go because of that."""
+    store = world.open()
+    before = ids(store)
+    store.retain(MODEL, last=1)
+    store.tag(MODEL, "precious", before[0])
+    seq = store._context.catalog.info().last_seq
+    store.push(arrays_of(6), MODEL)
+    store.retain("other", last=5)
+    world.close()
+    lost = [path for name in world.names for path in world.place(name).glob(f"journal/*-{seq:012d}.*")]
+    assert lost
+    for path in lost:
+        path.unlink()
+    world.lose_catalog()
+    report = tensorkeep.rebuild_catalog(world.location)
+    told = [line for line in report.missing if "retain" in line]
+    assert [line.split()[1] for line in told] == [MODEL, "default/other"]
+    store = world.open()
+    assert store.retention(MODEL).new is None
+    assert store.gc(grace_s=0).expired == 0
+    assert ids(store)[:-1] == before
+    store.retain(MODEL, last=1)
+    assert store.gc(grace_s=0).expired == 4
 
 
 def test_nothing_is_collected_before_the_devices_have_the_entry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +220,16 @@ def test_nothing_is_collected_before_the_devices_have_the_entry(world: World, mo
             store.gc(grace_s=0)
     assert ids(store) == [before[n] for n in (1, 2, 5)]
     assert store.gc(dry_run=True, grace_s=0).waiting == 0, "nothing was condemned"
+    with monkeypatch.context() as patch:
+        patch.setattr("tensorkeep.store.retention.flush_journal", fail)
+        with pytest.raises(NotEnoughCopies):
+            store.gc(grace_s=0)
+    catalog = store._context.catalog
+    assert set(catalog.flushed().values()) == {catalog.info().last_seq - 1}
     done = store.gc(grace_s=0)
     assert done.expired == 0
     assert done.deleted > 0
+    assert set(catalog.flushed().values()) == {catalog.info().last_seq}
     assert_clean(store)
     assert_no_orphans(world, store)
 

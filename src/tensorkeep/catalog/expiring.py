@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from tensorkeep.errors import Integrity, InvalidInput
 from tensorkeep.planning.retention import choose_expired
 from tensorkeep.records.history import Change, ModelFacts, RefChanged, RefFacts, VersionFacts, VersionRemoved
 from tensorkeep.records.retention import parse_retention
@@ -32,13 +33,23 @@ def find_expired(
         list_versions: those of a model (ulid), all read at one moment, as are the refs.
         list_refs: its branches and tags.
         now: what days are counted back from.
+
+    Raises:
+        Integrity: the retention of a model is none; a newer tensorkeep or a damaged journal may have brought it.
     """
     found = Expired()
     for model in models:
         if model.retention is None:
             continue
         refs = list_refs(model.id)
-        going = choose_expired(list_versions(model.id), refs, parse_retention(model.retention), now=now)
+        try:
+            retention = parse_retention(model.retention)
+        except InvalidInput as error:
+            raise Integrity(
+                f"what {model.name} keeps can't be read: {error.message}; set it again by `tensorkeep retain {model.name}`",
+                model=model.name,
+            ) from error
+        going = choose_expired(list_versions(model.id), refs, retention, now=now)
         if not going:
             continue
         ids = {version.id for version in going}

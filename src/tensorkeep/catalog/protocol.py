@@ -332,7 +332,7 @@ class Catalog(Protocol):
 
         Raises:
             AlreadyExists: a tag, or a branch that should be new, exists.
-            Conflict: it does not point at ``expected`` any more .
+            Conflict: it does not point at ``expected`` any more.
             NotFound: the version, or the ref to delete, does not exist.
         """
 

@@ -289,7 +289,7 @@ def refuse_many(count: int, total: int, max_fraction: float | None, models: Sequ
     raise Conflict(
         f"nothing is collected: the retention of {', '.join(models)} lets {count} of all {total} versions go "
         f"({count / total:.0%}, at once at most {max_fraction:.0%}). See which: `tensorkeep retain {models[0]}`; "
-        "if it is meant, say so (`tensorkeep gc --yes`)",
+        "if it is meant, say so (`tensorkeep gc --yes`; where so many go each time, `--max-fraction`)",
         reason="gc_brake",
         versions=count,
         models=tuple(models),

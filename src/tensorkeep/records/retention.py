@@ -5,7 +5,7 @@ least: ``last=3 days=30 protect=v*``.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -14,6 +14,7 @@ from tensorkeep.errors import InvalidInput
 EVERY_TAG = ("*",)
 
 MOST_VERSIONS = 1_000_000
+MOST_PATTERNS = 100
 MOST_DAYS = 36_500
 """A hundred years. More would reach back before any date that can be written."""
 
@@ -46,7 +47,7 @@ class Retention:
         return " ".join(words)
 
 
-def make_retention(last: int | None, days: int | None, protect: Sequence[str] = EVERY_TAG) -> Retention:
+def make_retention(last: int | None, days: int | None, protect: Iterable[str] = EVERY_TAG) -> Retention:
     """Return a retention of these limits.
 
     Raises:
@@ -59,6 +60,9 @@ def make_retention(last: int | None, days: int | None, protect: Sequence[str] = 
             raise InvalidInput(f"{name}={value!r} makes no sense: use a whole number from 1 to {most}")
     if isinstance(protect, str):
         raise InvalidInput(f"protect={protect!r} is one text: give a list of patterns, as in [{protect!r}]")
+    protect = tuple(protect)
+    if len(protect) > MOST_PATTERNS:
+        raise InvalidInput(f"protect has {len(protect)} patterns: use at most {MOST_PATTERNS}")
     if not protect:
         raise InvalidInput("protect has no pattern: leave it out if every tag protects, or name one that no tag has")
     for pattern in protect:
@@ -66,7 +70,7 @@ def make_retention(last: int | None, days: int | None, protect: Sequence[str] = 
             raise InvalidInput(
                 f"{pattern!r} is no pattern of tags: use letters, digits, '.', '_', '-', '/', '*', '?' and '[…]'"
             )
-    return Retention(last, days, tuple(protect))
+    return Retention(last, days, protect)
 
 
 def parse_retention(text: str) -> Retention:

@@ -8,6 +8,8 @@ remembers is dropped without a note.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from tensorkeep.catalog.protocol import JournalRow
 from tensorkeep.devices.forwarding import concurrency_of
 from tensorkeep.devices.protocol import Device
@@ -135,6 +137,7 @@ def _add_up(
         for change in entry.entry.changes:
             state = _merge(state, change, entry.name, notes)
     _drop_dangling(state, notes)
+    _suspend_retentions(state, notes)
     rows = tuple(
         JournalRow(epoch=each.name.epoch, seq=each.name.seq, digest=each.name.digest.hex(), body=each.body)
         for each in tail
@@ -248,3 +251,13 @@ def _drop_dangling(state: StoreState, notes: list[str]) -> None:
         f"version {ref.version}, which the {ref.kind} {ref.name!r} pointed at" for ref in state.refs if ref not in kept
     ]
     state.refs = kept
+
+
+def _suspend_retentions(state: StoreState, notes: list[str]) -> None:
+    """Where anything was lost, have every version stay: a tag, a branch or a retention that would keep one may be what was lost."""
+    for model in list(state.models.values()) if notes else ():
+        if model.retention is not None:
+            state.models[model.id] = msgspec.structs.replace(model, retention=None)
+            notes.append(
+                f"whether {model.name} may let versions go ({model.retention}): all stay until `tensorkeep retain` says so again"
+            )

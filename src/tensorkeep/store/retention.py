@@ -41,8 +41,6 @@ def set_retention(context: StoreContext, name: str, retention: Retention | None,
 def expire_versions(context: StoreContext, *, dry_run: bool, grace_s: float, max_fraction: float | None) -> int:
     """Remove every version that its model's retention lets go; return how many, or how many that would be.
 
-    That they are gone is on the devices before this returns: what they used may be deleted then.
-
     Raises:
         Conflict: as `Catalog.expire`; none has gone.
         NotEnoughCopies: they are gone, but the entry is on too few devices; nothing that they used was given up.
@@ -59,18 +57,12 @@ def expire_versions(context: StoreContext, *, dry_run: bool, grace_s: float, max
         heads=context.fleet.heads(),
         now=context.runtime.clock.now(),
     )
-    if expiry.versions and not dry_run:
-        concerned = {version.model for version in expiry.versions}
-        policies = {model.policy or catalog.info().policy for model in models if model.id in concerned}
+    if not dry_run:
+        # Even where none goes now: those that went before a command that was cut off must be on the devices too.
+        policies = {model.policy or catalog.info().policy for model in models}
         devices = catalog.list_devices()
-        flush_journal(
-            catalog,
-            context.fleet,
-            expiry.seq,
-            epoch=epoch,
-            runtime=context.runtime,
-            need=max((owed_devices(devices, policy) for policy in policies), default=None),
-        )
+        need = max(owed_devices(devices, policy) for policy in policies)
+        flush_journal(catalog, context.fleet, expiry.seq, epoch=epoch, runtime=context.runtime, need=need)
     return len(expiry.versions)
 
 

@@ -668,8 +668,9 @@ class Store:
             Conflict: the catalog is older than its devices (``reason="stale_catalog"``).
             NotEnoughCopies: the change is in the catalog, but on too few devices.
         """
-        stays_all = last is None and days is None and protect == EVERY_TAG
-        retention = None if stays_all else make_retention(last, days, protect)
+        patterns = protect if isinstance(protect, str) else tuple(protect)
+        stays_all = last is None and days is None and patterns == EVERY_TAG
+        retention = None if stays_all else make_retention(last, days, patterns)
         return set_retention(self._context, model, retention, dry_run=dry_run)
 
     def gc(

@@ -57,26 +57,26 @@ CHAIN = [version(number, number - 1 if number else None, 50 - 10 * number) for n
         ("last=1", [ref("branch", "main", 5), ref("tag", "v1", 1)], [0, 2, 3, 4]),
         ("last=1 protect=v*", [ref("branch", "main", 5), ref("tag", "v1", 1), ref("tag", "x", 0)], [0, 2, 3, 4]),
         ("last=1 protect=v*,x", [ref("branch", "main", 5), ref("tag", "v1", 1), ref("tag", "x", 0)], [2, 3, 4]),
-        ("last=1", [], [0, 1, 2, 3, 4, 5]),  # what no name leads to any more
+        ("last=1", [ref("tag", "v1", 1)], []),  # without a branch nobody knows which are the last
     ],
 )
 def test_what_goes(text: str, refs: list[RefFacts], going: list[int]) -> None:
     assert expired(CHAIN, refs, text) == going
 
 
-def test_older_versions_stand_in_for_those_before_one_that_was_removed() -> None:
+def test_everything_older_than_a_version_that_was_removed_stays_while_that_one_would_count() -> None:
     gap = [each for each in CHAIN if int(each.id, 16) != 4]
-    assert expired(gap, [ref("branch", "main", 5)], "last=3") == [0, 1]
+    assert expired(gap, [ref("branch", "main", 5)], "last=2") == []
     assert expired(gap, [ref("branch", "main", 5)], "last=1") == [0, 1, 2, 3]
-    assert expired(gap, [ref("branch", "main", 5), ref("branch", "old", 3)], "last=2") == [0]
-    assert expired(gap, [ref("branch", "main", 5), ref("tag", "v1", 3)], "last=2") == [0, 1, 2]
+    pushed = [*gap, version(6, 5, 0)]
+    assert expired(pushed, [ref("branch", "main", 6)], "last=2") == [0, 1, 2, 3]
+    assert expired(pushed, [ref("branch", "main", 6)], "last=3") == []
 
 
-@given(removed=st.sets(st.integers(0, 4)), last=st.integers(1, 7))
-def test_of_a_line_with_gaps_the_last_ones_that_are_left_stay(removed: set[int], last: int) -> None:
-    left = [each for each in CHAIN if int(each.id, 16) not in removed]
-    numbers = [int(each.id, 16) for each in left]
-    assert expired(left, [ref("branch", "main", 5)], f"last={last}") == numbers[:-last]
+def test_what_a_branch_was_rolled_back_over_does_not_stand_in_for_what_is_on_it() -> None:
+    line = [*CHAIN[:5], version(5, 1, 0), version(7, 6, 0)]  # rolled back from 4 to 1; 6 was removed
+    assert expired(line, [ref("branch", "main", 7)], "last=3") == []
+    assert expired(line, [ref("branch", "main", 7)], "last=1") == [0, 1, 2, 3, 4, 5]
 
 
 @given(
@@ -85,14 +85,16 @@ def test_of_a_line_with_gaps_the_last_ones_that_are_left_stay(removed: set[int],
     refs=st.lists(
         st.tuples(st.sampled_from(["branch", "tag"]), st.sampled_from("abv"), st.integers(0, 14)), max_size=6
     ),
+    removed=st.sets(st.integers(0, 14), max_size=4),
     last=st.one_of(st.none(), st.integers(1, 5)),
     days=st.one_of(st.none(), st.integers(1, 40)),
     protect=st.sampled_from([EVERY_TAG, ("v",), ("a", "b")]),
 )
-def test_each_version_goes_just_where_nothing_keeps_it(
+def test_no_version_goes_that_anything_keeps_and_all_others_do_where_none_was_removed(
     parents: list[int | None],
     ages: list[int],
     refs: list[tuple[str, str, int]],
+    removed: set[int],
     last: int | None,
     days: int | None,
     protect: tuple[str, ...],
@@ -103,25 +105,36 @@ def test_each_version_goes_just_where_nothing_keeps_it(
         version(n, None if p is None or p >= n else p, ages[n]) for n, p in enumerate(parents)
     ]  # parents are older
     names = [ref(kind, name, number % len(versions)) for kind, name, number in refs]
-    going = {each.id for each in choose_expired(versions[::-1], names, Retention(last, days, protect), now=NOW)}
+    gone = {versions[n].id for n in removed if n < len(versions)} - {name.version for name in names}
+    left = [each for each in versions if each.id not in gone]
+    going = {each.id for each in choose_expired(left[::-1], names, Retention(last, days, protect), now=NOW)}
     by_id = {each.id: each for each in versions}
 
     def is_kept(one: VersionFacts) -> bool:
         if days is not None and ages[int(one.id, 16)] <= days:
             return True
         for name in names:
-            if name.kind == "tag" and name.version == one.id and (protect == EVERY_TAG or name.name in protect):
-                return True
-            line = by_id[name.version]
-            for _ in range(last or 1) if name.kind == "branch" else ():
-                if line.id == one.id:
+            if name.kind == "tag":
+                if name.version == one.id and (protect == EVERY_TAG or name.name in protect):
                     return True
-                if line.parent is None:
+                continue
+            line, count = name.version, 0
+            while count < (last or 1):  # nobody but this test knows what came before one that is gone
+                count += line not in gone
+                if line == one.id:
+                    return True
+                parent = by_id[line].parent
+                if parent is None:
                     break
-                line = by_id[line.parent]
+                line = parent
         return False
 
-    assert going == {each.id for each in versions if not is_kept(each)}
+    unkept = {each.id for each in left if not is_kept(each)}
+    assert going <= unkept
+    if not any(name.kind == "branch" for name in names):
+        assert not going
+    elif not gone:
+        assert going == unkept
 
 
 @given(

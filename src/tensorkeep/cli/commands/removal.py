@@ -55,15 +55,20 @@ def gc(
     max_fraction: Annotated[
         float,
         typer.Option(
-            "--max-fraction", metavar="F", help="Refuse to give up more than this of all bytes.", min=0.0, max=1.0
+            "--max-fraction",
+            metavar="F",
+            help="Refuse to give up more than this of all bytes or versions.",
+            min=0.0,
+            max=1.0,
         ),
     ] = 0.5,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Give up as much as is unused.")] = False,
 ) -> None:
     """Free what no version uses.
 
-    What is unused is given up at once, and deleted by the first gc after the grace. --grace 0 deletes at once; it is safe.
-    More than half of all that is stored is given up only with --yes: it is more often a mistake than meant.
+    First the versions go that `tensorkeep retain` lets go, with tags that it does not protect. What is unused then is given up
+    at once, and deleted by the first gc after the grace. --grace 0 deletes at once; it is safe.
+    More than half of all that is stored, or of all versions, is given up only with --yes: it is more often a mistake than meant.
     """
     with session.store() as store:
         report = store.gc(
