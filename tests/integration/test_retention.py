@@ -157,7 +157,7 @@ def test_a_push_waits_while_it_is_decided_what_goes(world: World, monkeypatch: p
     def push_meanwhile(*words: Any, **named: Any) -> list[VersionFacts]:
         push.start()
         assert ready.wait(60)
-        push.join(0.5)
+        push.join(2)
         assert push.is_alive(), "its commit must not come between reading and removing"
         return choose_expired(*words, **named)
 
