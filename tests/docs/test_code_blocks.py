@@ -14,12 +14,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
+from tests.docs.preloaded import write_client
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,13 +68,27 @@ def command_of(block: Block) -> list[str]:
     return ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]
 
 
-def _environment(folder: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a ``tensorkeep`` that need not be imported each time; see `tests.docs.preloaded`."""
+    folder = tmp_path_factory.mktemp("programs")
+    place = folder / "calls"
+    command = [sys.executable, "-m", "tests.docs.preloaded", str(place)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"listening\n"
+        write_client(folder, place)
+        yield folder
+        server.kill()
+
+
+def _environment(folder: Path, programs: Path) -> dict[str, str]:
     return {
         **os.environ,
         "HOME": str(folder / "home"),
         "TENSORKEEP_STORE": str(folder / "home" / "store"),
         "XDG_CACHE_HOME": str(folder / "home" / "cache"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "NO_COLOR": "1",
     }
 
@@ -85,7 +102,7 @@ def _make_llama(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
-def test_the_code_of_a_document_runs(document: Path, tmp_path: Path) -> None:
+def test_the_code_of_a_document_runs(document: Path, tmp_path: Path, programs: Path) -> None:
     (tmp_path / "home").mkdir()
     text = document.read_text("utf-8")
     if NEEDS_LLAMA in text:
@@ -96,7 +113,7 @@ def test_the_code_of_a_document_runs(document: Path, tmp_path: Path) -> None:
         result = subprocess.run(
             command_of(block),
             cwd=tmp_path,
-            env=_environment(tmp_path),
+            env=_environment(tmp_path, programs),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

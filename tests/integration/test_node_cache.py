@@ -28,6 +28,7 @@ from tensorkeep.store.node_cache import CachedPart, Claim, NodeCache
 from tensorkeep.store.node_config import VARIABLE, NodeConfig, read_node_config
 from tensorkeep.store.reports import Progress
 from tensorkeep.transfer.report import LoadReport
+from tests.faults.store_world import known_places
 
 MIB = 1 << 20
 MODEL = "acme/far"
@@ -123,7 +124,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     machine = Machine(tmp_path)
     machine.configure()
     with tensorkeep.init(machine.store) as store:
-        store.devices.add("far", str(tmp_path / "far"), rate_limit=rate)
+        with known_places():  # to ask it what it can do takes as long as its rate makes it
+            store.devices.add("far", str(tmp_path / "far"), rate_limit=rate)
         store.push(weights(), MODEL, part_size=MIB)
     monkeypatch.setenv(VARIABLE, str(machine.config))
     return machine
