@@ -153,7 +153,7 @@ def init(
     Args:
         location: as in `open`.
         replicas: whole copies of each part, 1 if None.
-        ec: erasure coding ``K+M`` (reserved by the format; this version refuses it).
+        ec: erasure coding ``K+M``: K data and M parity fragments of each part, on as many devices.
         runtime: as in `open`.
 
     Raises:
