@@ -1,12 +1,13 @@
 """A store on local devices driven beside a dict: whatever is done to it, every version that lives loads as it was pushed.
 
-Among what is done: devices are lost and replaced, bytes are flipped in one of two copies, the catalog is deleted and rebuilt.
+Among what is done: devices are lost and replaced, drained and removed, bytes are flipped in one of two copies, the catalog is deleted and rebuilt, what
+versions owe is changed to more copies, fewer, or fragments, and old versions are let go.
 """
 
 import shutil
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -32,6 +33,7 @@ from tests.faults.store_world import (
     assert_no_orphans,
     device_path,
     flip,
+    known_places,
     locations,
     small_weights,
 )
@@ -41,6 +43,7 @@ CONTENTS = st.integers(0, 3)  # few, and neighbours share most of their tensors,
 BRANCHES = st.sampled_from(["main", "dev"])
 TAGS = st.sampled_from(["v1", "v2", "best"])
 CHOICES = st.integers(0, 1 << 16)
+POLICIES: list[dict[str, Any]] = [{"replicas": 2}, {"replicas": 3}, {"ec": "2+1"}]
 
 
 class Made(NamedTuple):
@@ -64,7 +67,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.world = World(folder)
+        self.world = World(folder, devices=4)
         self.store: Store = self.world.create()
         self.devices = list(self.world.names)
         self.versions: dict[str, Made] = {}
@@ -73,10 +76,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.parts: dict[str, dict[bytes, int]] = {}  # of versions that were looked at: parts never change
         self.flipped: list[Flipped] = []
         self.thin = False  # some objects have one copy only, since a device was lost
+        self.draining: str | None = None
 
     def teardown(self) -> None:
         """See everything once more from the outside, then make room."""
         self.mend()
+        if self.draining:
+            self.undrain()
         self.heal()
         assert_clean(self.world.open())
         assert_no_orphans(self.world, self.world.open())
@@ -167,6 +173,31 @@ class StoreMachine(RuleBasedStateMachine):
         self.branches = {place: version for place, version in self.branches.items() if place[0] != model}
         self.tags = {place: version for place, version in self.tags.items() if place[0] != model}
 
+    @precondition(lambda self: not self.thin and not self.flipped)
+    @rule(model=MODELS, policy=st.sampled_from(POLICIES))
+    def change_policy(self, model: str, policy: dict[str, Any]) -> None:
+        if all(summary.name != model for summary in self.store.models()):
+            return
+        report = self.store.set_policy(model, **policy)
+        assert report.failed == ()
+        assert_clean(self.store)
+
+    @rule(model=MODELS, last=st.integers(1, 3))
+    def let_go(self, model: str, last: int) -> None:
+        """Keep the last few of each branch for one gc."""
+        if all(summary.name != model for summary in self.store.models()):
+            return
+        going = {version.id for version in self.store.retain(model, last=last).expired}
+        assert {self.versions[version].model for version in going} <= {model}
+        assert not going & {*self.branches.values(), *self.tags.values()}
+        for (name, _), head in self.branches.items():
+            if name == model:
+                assert not going & {version for version in self.history(head)[:last] if version in self.versions}
+        assert self.store.gc(grace_s=0, max_fraction=None).expired == len(going)
+        for version in going:
+            del self.versions[version]
+        self.store.retain(model)
+
     @rule(grace_s=st.sampled_from([0.0, 86400.0]))
     def collect(self, grace_s: float) -> None:
         report = self.store.gc(grace_s=grace_s, max_fraction=None)
@@ -227,17 +258,60 @@ class StoreMachine(RuleBasedStateMachine):
         self.flipped = []
         self.store.verify()  # copies that were marked bad count again
 
-    @precondition(lambda self: not self.thin and not self.flipped)
+    @precondition(lambda self: not self.thin and not self.flipped and not self.draining)
     @rule(choice=CHOICES)
     def lose_device(self, choice: int) -> None:
         name = self.devices.pop(choice % len(self.devices))
         shutil.rmtree(self.world.place(name))
         self.store.devices.lost(name)
+        self.add_device()
+        self.thin = True
+
+    def add_device(self) -> None:
+        """Add an empty device in the place of one that is gone."""
         new = f"d{self.world.devices}"
         self.world.devices += 1
-        self.store.devices.add(new, str(self.world.place(new)), bandwidth=GIB)
+        with known_places():
+            self.store.devices.add(new, str(self.world.place(new)), bandwidth=GIB)
         self.devices.append(new)
-        self.thin = True
+
+    @precondition(lambda self: not self.thin and not self.flipped and not self.draining)
+    @rule(choice=CHOICES)
+    def drain(self, choice: int) -> None:
+        self.store.gc(grace_s=0, max_fraction=None)  # a drain gives up no more than half of all by itself
+        self.draining = self.devices[choice % len(self.devices)]
+        assert self.store.devices.drain(self.draining, grace_s=0).empty
+
+    @precondition(lambda self: self.draining)
+    @rule()
+    def undrain(self) -> None:
+        assert self.draining is not None
+        self.store.devices.undrain(self.draining)
+        self.draining = None
+
+    @precondition(lambda self: self.draining and not self.flipped)
+    @rule()
+    def take_out(self) -> None:
+        """Remove the device that was drained, and add another."""
+        assert self.draining is not None
+        self.store.gc(grace_s=0, max_fraction=None)
+        assert self.store.devices.drain(self.draining, grace_s=0).empty
+        self.store.devices.remove(self.draining)
+        self.devices.remove(self.draining)
+        self.draining = None
+        self.add_device()
+
+    @precondition(lambda self: not self.thin and not self.flipped)
+    @rule()
+    def rebalance(self) -> None:
+        assert self.store.rebalance().failed == ()
+
+    @rule()
+    def scrub_and_repair(self) -> None:
+        """What was flipped, and what a lost device had, gets good copies again."""
+        self.store.scrub(deep=True)
+        assert self.store.repair().ok
+        self.thin = False
 
     @precondition(lambda self: self.thin)
     @rule()
