@@ -37,6 +37,11 @@ def arrays_of(turn: int) -> Arrays:
     return {"shared": np.arange(500), "own": np.full(999, turn)}
 
 
+def too_few(*words: object, **named: object) -> None:
+    """Stand in for what puts journal entries on devices, as where most are away."""
+    raise NotEnoughCopies("committed, but on too few devices")
+
+
 def ids(store: Store, model: str = MODEL) -> list[str]:
     """Return the ids of a model's versions, oldest first."""
     catalog = store._context.catalog
@@ -211,17 +216,14 @@ def test_nothing_is_collected_before_the_devices_have_the_entry(world: World, mo
     before = ids(store)
     store.retain(MODEL, last=1)
 
-    def fail(*words: object, **named: object) -> None:
-        raise NotEnoughCopies("committed, but on too few devices")
-
     with monkeypatch.context() as patch:
-        patch.setattr("tensorkeep.store.retention.flush_journal", fail)
+        patch.setattr("tensorkeep.store.retention.flush_journal", too_few)
         with pytest.raises(NotEnoughCopies):
             store.gc(grace_s=0)
     assert ids(store) == [before[n] for n in (1, 2, 5)]
     assert store.gc(dry_run=True, grace_s=0).waiting == 0, "nothing was condemned"
     with monkeypatch.context() as patch:
-        patch.setattr("tensorkeep.store.retention.flush_journal", fail)
+        patch.setattr("tensorkeep.store.retention.flush_journal", too_few)
         with pytest.raises(NotEnoughCopies):
             store.gc(grace_s=0)
     catalog = store._context.catalog
@@ -237,11 +239,8 @@ def test_nothing_is_collected_before_the_devices_have_the_entry(world: World, mo
 def test_the_same_again_puts_the_entry_on_the_devices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     store = world.open()
 
-    def fail(*words: object, **named: object) -> None:
-        raise NotEnoughCopies("committed, but on too few devices")
-
     with monkeypatch.context() as patch:
-        patch.setattr("tensorkeep.store.journal.flush_journal", fail)
+        patch.setattr("tensorkeep.store.journal.flush_journal", too_few)
         with pytest.raises(NotEnoughCopies):
             store.retain(MODEL, last=2)
     catalog = store._context.catalog

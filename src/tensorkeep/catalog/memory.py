@@ -10,6 +10,7 @@ from datetime import datetime
 
 from tensorkeep.catalog import memory_changes, memory_push, rules
 from tensorkeep.catalog.chain import ChainEnd, find_catalog_problems
+from tensorkeep.catalog.expiring import find_expired
 from tensorkeep.catalog.memory_state import MemoryState
 from tensorkeep.catalog.protocol import (
     CatalogImage,
@@ -389,7 +390,9 @@ class MemoryCatalog:
         """Remove what retentions let go; a dry run only says which."""
         with self._write() as state:
             state.refuse_stale(heads)
-            found = memory_changes.find_going(state, now)
+            found = find_expired(
+                self.list_models(), list_versions=self.list_versions, list_refs=self.list_refs, now=now
+            )
             if found.versions and not dry_run:
                 memory_changes.expire(state, found, grace_s=grace_s, max_fraction=max_fraction, now=now)
                 seq = state.append(found.changes, now, snapshot_every=self._snapshot_every)

@@ -8,7 +8,7 @@ import msgspec
 
 from tensorkeep.catalog import rules
 from tensorkeep.catalog.chain import ChainEnd
-from tensorkeep.catalog.expiring import Expired, find_expired
+from tensorkeep.catalog.expiring import Expired
 from tensorkeep.catalog.image import check_image, object_sizes, settled_locations
 from tensorkeep.catalog.memory_state import LocationRow, MemoryState, VersionRow
 from tensorkeep.catalog.protocol import CatalogImage, GcSummary, Orphan
@@ -123,18 +123,6 @@ def set_retention(state: MemoryState, model: str, retention: str | None) -> list
     before = state.get_model(model)
     state.models[model] = msgspec.structs.replace(before, retention=retention)
     return [ModelChanged(old=before, new=state.models[model])]
-
-
-def find_going(state: MemoryState, now: datetime) -> Expired:
-    """Return which versions retentions let go now."""
-    return find_expired(
-        sorted(state.models.values(), key=lambda facts: facts.name.casefold()),
-        list_versions=lambda model: [
-            row.facts for row in reversed(state.versions.values()) if row.facts.model == model
-        ],
-        list_refs=lambda model: state.list_refs(model=model),
-        now=now,
-    )
 
 
 def expire(state: MemoryState, found: Expired, *, grace_s: float, max_fraction: float | None, now: datetime) -> None:
